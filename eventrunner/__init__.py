@@ -1,0 +1,60 @@
+"""eventrunner: a PyTorch training runner built as an event bus.
+
+The public names are imported when they are first asked for, so that ``eventrunner.bus`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from eventrunner.bus import Bus as Bus
+    from eventrunner.bus import Site as Site
+    from eventrunner.bus import on as on
+    from eventrunner.checkpoint import load_checkpoint as load_checkpoint
+    from eventrunner.checkpoint import verify_checkpoint as verify_checkpoint
+    from eventrunner.history import HistoryBuffer as HistoryBuffer
+    from eventrunner.history import MessageHub as MessageHub
+    from eventrunner.hook import Hook as Hook
+    from eventrunner.hook import connect_hook as connect_hook
+    from eventrunner.hook import options as options
+    from eventrunner.modules import watch_modules as watch_modules
+    from eventrunner.optim import OptimWrapper as OptimWrapper
+    from eventrunner.priority import Priority as Priority
+    from eventrunner.registry import HOOKS as HOOKS
+    from eventrunner.runner import Runner as Runner
+
+_HOMES = {
+    "Bus": "bus",
+    "HOOKS": "registry",
+    "HistoryBuffer": "history",
+    "Hook": "hook",
+    "MessageHub": "history",
+    "OptimWrapper": "optim",
+    "Priority": "priority",
+    "Runner": "runner",
+    "Site": "bus",
+    "connect_hook": "hook",
+    "load_checkpoint": "checkpoint",
+    "on": "bus",
+    "options": "hook",
+    "verify_checkpoint": "checkpoint",
+    "watch_modules": "modules",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eventrunner' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"eventrunner.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,100 @@
+"""The exceptions, one tree.
+
+    EventRunnerError
+    ├── UnknownSiteError          a name that no one declared as a site         (AttributeError)
+    ├── SignatureError            a receiver and a payload that don't fit       (TypeError)
+    ├── HookError                 something that can't be registered as a hook  (TypeError)
+    ├── ArgumentError             an argument that a call doesn't take          (TypeError)
+    ├── OptionError               an argument with a value that can't be        (ValueError)
+    ├── MissingExtraError         an optional package that isn't installed      (ImportError)
+    ├── RunExistsError            a work folder that holds another run          (FileExistsError)
+    └── CheckpointError           a checkpoint that can't be written or read    (RuntimeError)
+        ├── CheckpointNotFoundError                                             (FileNotFoundError)
+        ├── CorruptCheckpointError    its bytes are not those that were committed
+        └── ResumeError               it doesn't fit the run that wants to go on from it
+
+Each is also the built-in exception that one would have expected in its place, so that code that catches
+``ValueError`` or ``FileNotFoundError`` goes on working. Every message is one sentence: what was attempted, on
+what, and what is allowed instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "CorruptCheckpointError",
+    "EventRunnerError",
+    "HookError",
+    "MissingExtraError",
+    "OptionError",
+    "ResumeError",
+    "RunExistsError",
+    "SignatureError",
+    "UnknownSiteError",
+    "did_you_mean",
+    "listed",
+]
+
+
+class EventRunnerError(Exception):
+    """Base of every exception that eventrunner raises on its own account."""
+
+
+class UnknownSiteError(EventRunnerError, AttributeError):
+    """A site was asked for that nobody declared."""
+
+
+class SignatureError(EventRunnerError, TypeError):
+    """A receiver names a payload that its site doesn't offer, or an emission one that the site doesn't declare."""
+
+
+class HookError(EventRunnerError, TypeError):
+    """Something can't be registered as a hook."""
+
+
+class ArgumentError(EventRunnerError, TypeError):
+    """A call was given an argument that it doesn't take."""
+
+
+class OptionError(EventRunnerError, ValueError):
+    """An argument has a value that it can't have."""
+
+
+class MissingExtraError(EventRunnerError, ImportError):
+    """An optional package is needed and not installed; the message has the command that installs it."""
+
+
+class RunExistsError(EventRunnerError, FileExistsError):
+    """The work folder holds another run, and nothing was said of resuming it."""
+
+
+class CheckpointError(EventRunnerError, RuntimeError):
+    """A checkpoint can't be written or read."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one was looked for."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """The bytes of a checkpoint are not the ones that were committed."""
+
+
+class ResumeError(CheckpointError):
+    """A checkpoint is sound but doesn't fit the run that is to go on from it."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the nearest of *allowed*, or an empty string where none is near."""
+    near = difflib.get_close_matches(name, sorted(allowed), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str], empty: str = "nothing") -> str:
+    """The names, separated by commas, for the end of a sentence."""
+    return ", ".join(names) or empty

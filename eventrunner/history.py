@@ -1,0 +1,453 @@
+"""What a run has measured: a history per scalar, and the hub in which its parts leave each other word.
+
+The calls are MMEngine's (``mmengine/logging/history_buffer.py`` and ``message_hub.py``). Two things differ: a tensor is
+read when somebody looks, not when it is handed over, and a history is bounded in memory and in a checkpoint.
+Nothing here is thread-safe: a hub belongs to the thread that trains.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
+
+import torch
+
+from eventrunner.errors import EventRunnerError, OptionError, did_you_mean, listed
+
+__all__ = ["HistoryBuffer", "MessageHub", "Scalar", "UnknownScalarError"]
+
+Scalar: TypeAlias = SupportsFloat
+"""An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
+_UNREAD = 1_000  # entries that a history holds before it reads them unasked
+_STATE = ("values", "counts", "sum", "count", "max", "min")
+
+
+class UnknownScalarError(EventRunnerError, KeyError):
+    """A scalar was asked for that the hub has no history of."""
+
+    __str__ = Exception.__str__  # KeyError would show the sentence in quotes
+
+
+def _kind(value: object) -> str:
+    shape, name = getattr(value, "shape", None), type(value).__name__
+    if isinstance(shape, tuple):
+        return f"a {name} of shape {tuple(shape)} and dtype {getattr(value, 'dtype', None)}"
+    return f"a value of type {name}"
+
+
+def _not_a_scalar(value: object) -> OptionError:
+    return OptionError(f"a scalar must be a number or a tensor of one element, not {_kind(value)}.")
+
+
+def _number(value: Any) -> float:
+    try:
+        plain = value if isinstance(value, (int, float)) else value.item()
+        if isinstance(plain, (int, float)) and not isinstance(plain, bool):
+            return float(plain)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        pass  # it has no item(), or several, or is an int beyond any float
+    raise _not_a_scalar(value)
+
+
+def _checked(value: Scalar) -> float | torch.Tensor:
+    """The number as a float, or the tensor itself."""
+    if not isinstance(value, torch.Tensor):
+        return _number(value)
+    if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
+        raise _not_a_scalar(value)
+    return value
+
+
+def _positive(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{what} must be an int of at least 1, not {value!r}.")
+    return value
+
+
+def _read(values: Sequence[float | torch.Tensor]) -> list[float]:
+    """All values as floats, with one transfer per device and dtype among them."""
+    numbers = [0.0 if isinstance(value, torch.Tensor) else value for value in values]
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor]]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            groups.setdefault((value.device, value.dtype), []).append((i, value.reshape(())))
+    for group in groups.values():
+        for (i, _), number in zip(group, torch.stack([tensor for _, tensor in group]).tolist(), strict=True):
+            numbers[i] = float(number)
+    return numbers
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two, NaN if either is NaN, unlike the built-in ``max``, which depends on their order."""
+    return a if a > b or a != a else b
+
+
+def _smaller(a: float, b: float) -> float:
+    return a if a < b or a != a else b
+
+
+class HistoryBuffer:
+    """The values of one scalar over time, each with a count (how many samples it is the mean of).
+
+    An update is O(1). A tensor isn't read by it, so that nobody waits for the device: it is copied where it is, since
+    its owner may write to it (an optimizer to a parameter, a CUDA graph to its outputs), and all that are unread are
+    fetched together by the first call that looks, or by every 1,000th update.
+
+    Over all updates (``window_size=None``) the answers come from running totals: they take O(1) and cover entries
+    that are no longer held. NaN is kept: the mean, max and min over a NaN are NaN.
+
+    Args:
+        log_history: Values to begin with.
+        count_history: Their counts; as many.
+        max_length: How many of the latest entries are held, which is how far back a window can look.
+
+    Raises:
+        OptionError: the two histories differ in length, or one has a value that :meth:`update` refuses.
+    """
+
+    _statistics: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init__(
+        self, log_history: Iterable[Scalar] = (), count_history: Iterable[int] = (), max_length: int = 10_000
+    ) -> None:
+        self.max_length = _positive(max_length, "max_length")
+        self._entries: deque[tuple[float, int]] = deque(maxlen=max_length)
+        self._pending: list[tuple[float | torch.Tensor, int]] = []
+        self._sum, self._count, self._max, self._min = 0.0, 0, 0.0, 0.0  # over all updates; max and min need one
+        values, counts = list(log_history), list(count_history)
+        if len(values) != len(counts):
+            raise OptionError(f"a history needs one count for each value, not {len(counts)} for {len(values)}.")
+        for value, count in zip(values, counts, strict=True):
+            self.update(value, count)
+
+    def update(self, value: Scalar, count: int = 1) -> None:
+        """Append a value, which is the mean of *count* samples.
+
+        Raises:
+            OptionError: the value isn't one number (a bool or a string isn't), or the count isn't an int of at least 1.
+        """
+        count = _positive(count, "count")
+        checked = _checked(value)
+        if isinstance(checked, torch.Tensor):
+            self._pending.append((checked.detach().clone(), count))
+        elif self._pending:
+            self._pending.append((checked, count))
+        else:
+            self._add(checked, count)
+        if len(self._pending) >= _UNREAD:
+            self._settled()
+
+    def _add(self, value: float, count: int) -> None:
+        self._max = _larger(self._max, value) if self._count else value
+        self._min = _smaller(self._min, value) if self._count else value
+        self._sum += value * count
+        self._count += count
+        self._entries.append((value, count))
+
+    def _settled(self) -> deque[tuple[float, int]]:
+        """The entries, with the pending ones read; if that fails (a device error) they stay pending."""
+        if self._pending:
+            numbers = _read([value for value, _ in self._pending])
+            pending, self._pending = self._pending, []
+            for number, (_, count) in zip(numbers, pending, strict=True):
+                self._add(number, count)
+        return self._entries
+
+    def _latest(self, what: str, window_size: int | None = None) -> list[tuple[float, int]]:
+        """The entries of a window, oldest first; without a window none, but it is checked that there are any."""
+        size = 0 if window_size is None else _positive(window_size, "window_size")
+        if not self._settled():
+            raise OptionError(f"the {what} of a history without entries was asked for; update() it first.")
+        return list(itertools.islice(reversed(self._entries), size))[::-1]
+
+    def __len__(self) -> int:
+        """The number of entries held: at most ``max_length``."""
+        return min(self.max_length, len(self._entries) + len(self._pending))
+
+    @property
+    def data(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """The values that are held and their counts, oldest first."""
+        entries = self._settled()
+        return tuple(value for value, _ in entries), tuple(count for _, count in entries)
+
+    def current(self) -> float:
+        """The latest value.
+
+        Raises:
+            OptionError: there is none; so say all reading methods.
+        """
+        return self._latest("current value", 1)[0][0]
+
+    def mean(self, window_size: int | None = None) -> float:
+        """The mean of the last *window_size* updates, or of all there ever were, weighted by their counts."""
+        window = self._latest("mean", window_size)
+        if window_size is None:
+            return self._sum / self._count
+        return sum(value * count for value, count in window) / sum(count for _, count in window)
+
+    def max(self, window_size: int | None = None) -> float:
+        """The largest of the last *window_size* values, or of all there ever were."""
+        window = self._latest("max", window_size)
+        return self._max if window_size is None else functools.reduce(_larger, (value for value, _ in window))
+
+    def min(self, window_size: int | None = None) -> float:
+        """The smallest of the last *window_size* values, or of all there ever were."""
+        window = self._latest("min", window_size)
+        return self._min if window_size is None else functools.reduce(_smaller, (value for value, _ in window))
+
+    @classmethod
+    def register_statistics(cls, fn: F) -> F:
+        """Decorate a function of a buffer (and whatever else), so that :meth:`statistics` has it by its name.
+
+        Raises:
+            OptionError: another function has that name.
+        """
+        if fn.__name__ in cls._statistics:
+            raise OptionError(f"statistics {fn.__name__!r} can't be registered: the name is taken; choose another.")
+        cls._statistics[fn.__name__] = fn
+        return fn
+
+    def statistics(self, method_name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a registered function by name: ``mean``, ``max``, ``min``, ``current`` or one of your own."""
+        if method_name not in self._statistics:
+            near = did_you_mean(method_name, self._statistics) or "."
+            raise OptionError(f"no statistics {method_name!r} among {listed(sorted(self._statistics))}{near}")
+        return self._statistics[method_name](self, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last 1,000 entries and the totals of all, as numbers and lists of numbers."""
+        values, counts = self.data
+        totals = (self._sum, self._count, self._max, self._min)
+        return dict(zip(_STATE, (list(values[-_SAVED:]), list(counts[-_SAVED:]), *totals), strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the history that was saved; ``max_length`` stays one's own.
+
+        Windows of up to 1,000, and all that is asked without a window, go on exactly.
+
+        Raises:
+            OptionError: this isn't such a state; the history is then as it was.
+        """
+        if set(state) != set(_STATE):
+            raise OptionError(f"a history's state holds {listed(_STATE)}, not {listed(map(str, state))}.")
+        values, counts = HistoryBuffer(state["values"], state["counts"], self.max_length).data
+        total, count, largest, smallest = (_number(state[name]) for name in _STATE[2:])
+        if count < sum(counts) or bool(count) != bool(values):
+            raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
+        self._entries, self._pending = deque(zip(values, counts, strict=True), maxlen=self.max_length), []
+        self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
+
+
+for _builtin in (HistoryBuffer.mean, HistoryBuffer.max, HistoryBuffer.min, HistoryBuffer.current):
+    HistoryBuffer.register_statistics(_builtin)
+
+
+def _plain_copy(value: object, where: str) -> Any:
+    """A copy of plain data; tensors in it are detached, not copied.
+
+    Raises:
+        OptionError: something in it is neither plain data nor a tensor.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_plain_copy(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain_copy(item, f"{where}[{key!r}]") for key, item in value.items()}
+    what = "a dict with keys other than str" if isinstance(value, dict) else _kind(value)
+    allowed = "None, bool, int, float, str, tensors, and lists, tuples and dicts of these"
+    raise OptionError(f"info {where} is {what}, which can't be saved with the run: pass resumed=False, or {allowed}.")
+
+
+def _value_and_count(key: str, value: Scalar | Mapping[str, Any]) -> tuple[Scalar, int]:
+    if not isinstance(value, Mapping):
+        return value, 1
+    if "value" not in value or not set(value) <= {"value", "count"}:
+        raise OptionError(f"scalar {key!r} given as a dict holds value and count, not {listed(map(str, value))}.")
+    return value["value"], value.get("count", 1)
+
+
+def _entry(key: str, value: Scalar, count: int) -> tuple[float | torch.Tensor, int]:
+    """Value and count, checked; an error names the key."""
+    try:
+        return _checked(value), _positive(count, "count")
+    except OptionError as error:
+        raise OptionError(f"scalar {key!r}: {error}") from None
+
+
+def _check_key(kind: str, key: object, flags: Mapping[str, bool], resumed: bool) -> None:
+    if not isinstance(key, str):
+        raise OptionError(f"the key of {kind} must be a str, not {key!r}.")
+    if flags.get(key, resumed) != resumed:
+        raise OptionError(f"{kind} {key!r} can't be set with resumed={resumed}: this run has set it otherwise.")
+
+
+class MessageHub:
+    """Where the parts of a run leave each other word: scalars with their history, and info, which is anything.
+
+    A hub belongs to whoever holds it. It is found by its name and as the current one for as long as it is held, and
+    the latest of a name is the one that is found.
+
+    Each key is saved with the run or isn't (``resumed``), as its first update said.
+    """
+
+    _instances: ClassVar[weakref.WeakValueDictionary[str, MessageHub]] = weakref.WeakValueDictionary()
+    _unowned: ClassVar[MessageHub | None] = None
+
+    def __init__(self, name: str = "default") -> None:
+        if not isinstance(name, str) or not name:
+            raise OptionError(f"a message hub's name must be a str that isn't empty, not {name!r}.")
+        self._name = name
+        self._scalars: dict[str, HistoryBuffer] = {}
+        self._infos: dict[str, Any] = {}
+        self._scalar_resumed: dict[str, bool] = {}
+        self._info_resumed: dict[str, bool] = {}
+        self._instances.pop(name, None)  # so that the latest is also the last in order
+        self._instances[name] = self
+
+    @classmethod
+    def get_instance(cls, name: str) -> MessageHub:
+        """The hub of that name, or a new one, which the caller owns: it is gone when nobody holds it any more."""
+        return cls._instances.get(name) or cls(name)
+
+    @classmethod
+    def get_current_instance(cls) -> MessageHub:
+        """The latest of the hubs that there are; where there is none, a new ``"default"``, which then stays."""
+        for hub in reversed(list(cls._instances.values())):
+            return hub
+        cls._unowned = cls()
+        return cls._unowned
+
+    @classmethod
+    def check_instance_created(cls, name: str) -> bool:
+        """Whether there is a hub of that name."""
+        return name in cls._instances
+
+    @property
+    def name(self) -> str:
+        """The name under which the hub is found."""
+        return self._name
+
+    @property
+    def log_scalars(self) -> Mapping[str, HistoryBuffer]:
+        """All histories, in the order in which they began; a live view that can't be written to."""
+        return MappingProxyType(self._scalars)
+
+    @property
+    def runtime_info(self) -> Mapping[str, Any]:
+        """All info; a live view that can't be written to."""
+        return MappingProxyType(self._infos)
+
+    def update_scalar(self, key: str, value: Scalar, count: int = 1, resumed: bool = True) -> None:
+        """Append to a history, which begins with its first value; the cost is :meth:`HistoryBuffer.update`'s.
+
+        Raises:
+            OptionError: the value isn't one number, or the key has the other ``resumed``.
+        """
+        _check_key("scalar", key, self._scalar_resumed, resumed)
+        checked, count = _entry(key, value, count)
+        if key not in self._scalars:
+            self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
+        self._scalars[key].update(checked, count)
+
+    def update_scalars(self, log_dict: Mapping[str, Scalar | Mapping[str, Any]], resumed: bool = True) -> None:
+        """Append to several histories; a value may be ``dict(value=…, count=…)``.
+
+        Raises:
+            OptionError: as :meth:`update_scalar`; then none of them has changed.
+        """
+        entries = {key: _entry(key, *_value_and_count(key, value)) for key, value in log_dict.items()}
+        for key in entries:
+            _check_key("scalar", key, self._scalar_resumed, resumed)
+        for key, (checked, count) in entries.items():
+            self.update_scalar(key, checked, count, resumed)
+
+    def get_scalar(self, key: str) -> HistoryBuffer:
+        """The history of a scalar.
+
+        Raises:
+            UnknownScalarError: it has none; this is a ``KeyError``.
+        """
+        if key not in self._scalars:
+            near = did_you_mean(str(key), self._scalars) or "."
+            raise UnknownScalarError(f"no scalar {key!r} in a hub that has {listed(self._scalars)}{near}")
+        return self._scalars[key]
+
+    def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
+        """Set an info. The hub keeps the object itself, not a copy.
+
+        Args:
+            key: Its name.
+            value: Anything, if not ``resumed``; else None, bool, int, float, str, a tensor, or lists, tuples and dicts
+                (with str keys) of these.
+            resumed: Whether it is saved with the run.
+
+        Raises:
+            OptionError: a value that is to be saved and can't be, or the key has the other ``resumed``.
+        """
+        self.update_info_dict({key: value}, resumed)
+
+    def update_info_dict(self, info_dict: Mapping[str, Any], resumed: bool = True) -> None:
+        """Set several infos.
+
+        Raises:
+            OptionError: as :meth:`update_info`; then none of them is set.
+        """
+        for key, value in info_dict.items():
+            _check_key("info", key, self._info_resumed, resumed)
+            if resumed:
+                _plain_copy(value, repr(key))
+        self._infos.update(info_dict)
+        self._info_resumed.update(dict.fromkeys(info_dict, resumed))
+
+    def get_info(self, key: str, default: Any = None) -> Any:
+        """The info itself, not a copy, or *default* where there is none."""
+        return self._infos.get(key, default)
+
+    def pop_info(self, key: str, default: Any = None) -> Any:
+        """Remove an info and return it, or *default* where there is none; its ``resumed`` is forgotten too."""
+        self._info_resumed.pop(key, None)
+        return self._infos.pop(key, default)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is saved with the run: the resumed scalars and infos, as plain data; tensors are not copied.
+
+        Raises:
+            OptionError: an info has been changed in place to something that can't be saved.
+        """
+        scalars = {key: self._scalars[key].state_dict() for key, kept in self._scalar_resumed.items() if kept}
+        infos = {key: _plain_copy(self._infos[key], repr(key)) for key, kept in self._info_resumed.items() if kept}
+        return {"log_scalars": scalars, "runtime_info": infos}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what was saved.
+
+        Saved histories take the place of all resumed ones; saved infos are added to those of this run. What isn't
+        resumed stays.
+
+        Raises:
+            OptionError: this isn't such a state, or it has a key that this run has set with ``resumed=False``; the
+                hub is then as it was.
+        """
+        if set(state) != {"log_scalars", "runtime_info"}:
+            raise OptionError(f"a hub's state holds log_scalars, runtime_info, not {listed(map(str, state))}.")
+        infos = {key: _plain_copy(info, repr(key)) for key, info in state["runtime_info"].items()}
+        scalars = {key: HistoryBuffer() for key in state["log_scalars"]}
+        for key, scalar in scalars.items():
+            _check_key("scalar", key, self._scalar_resumed, resumed=True)
+            scalar.load_state_dict(state["log_scalars"][key])
+        self.update_info_dict(infos)
+        self._scalars = {key: self._scalars[key] for key, kept in self._scalar_resumed.items() if not kept} | scalars
+        self._scalar_resumed = {key: key in scalars for key in self._scalars}
