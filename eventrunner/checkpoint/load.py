@@ -1,0 +1,138 @@
+"""Reading checkpoints back: verified first, parsed within bounds, and never executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from eventrunner.checkpoint import files
+from eventrunner.checkpoint.codec import decode
+from eventrunner.checkpoint.manifest import STATE_LIMIT, STATE_NAME, read_manifest
+from eventrunner.checkpoint.verify import check_files, is_checkpoint, missing_checkpoint, verify_checkpoint
+from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError, listed
+
+__all__ = ["load_checkpoint", "load_weights"]
+
+_MODEL = "model.safetensors"
+_PICKLES = (".pth", ".pt", ".bin")
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], *, verify: bool = True, map_location: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """The tree that was saved in the folder at *path*.
+
+    Args:
+        path: A checkpoint's folder.
+        verify: Whether digests are compared before anything is parsed, which costs about as much as the reading.
+            File names and sizes always are.
+        map_location: The device for all tensors. Numpy arrays stay on the host.
+
+    Returns:
+        The tree; its tensors own their memory, so the folder may go.
+
+    Raises:
+        CheckpointNotFoundError: there is no checkpoint at *path*; the message names those near it.
+        CorruptCheckpointError: its bytes are not those that were committed, or can't be parsed.
+        CheckpointError: of a format that this version doesn't know.
+        OptionError: *map_location* is no device.
+    """
+    folder, device = Path(path), _device(map_location)
+    manifest = verify_checkpoint(folder, digests=verify)
+    document = _document(folder)
+    names = [name for name in manifest.files if name.endswith(".safetensors")]
+    return decode(document, _tensors(folder, names, device), where=str(folder / STATE_NAME))
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights at *path* on the CPU, under the names that they were saved with.
+
+    Args:
+        path: A checkpoint's folder (its ``state_dict``; the files of the optimizer and the rest are not read), a
+            ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file, read with ``weights_only=True`` (its
+            ``state_dict`` if it has one, otherwise all of it).
+
+    Raises:
+        CheckpointNotFoundError: there is nothing at *path*, or a folder that is no checkpoint.
+        CorruptCheckpointError: the file can't be parsed, or isn't the one that was committed.
+        CheckpointError: there are no weights in it, or it is a pickle with more than tensors and plain containers.
+        OptionError: a file with another suffix.
+    """
+    source = Path(path)
+    if source.is_dir():
+        return _weights_of_folder(source)
+    if not source.exists():
+        raise missing_checkpoint(source)
+    if source.suffix == ".safetensors":
+        return _read_tensors(source, torch.device("cpu"))
+    if source.suffix in _PICKLES:
+        return _weights_of_pickle(source)
+    raise OptionError(
+        f"can't load weights from {source}, as it is neither a checkpoint's folder nor a file that ends in "
+        f"{listed(('.safetensors', *_PICKLES))}."
+    )
+
+
+def _weights_of_folder(folder: Path) -> dict[str, Tensor]:
+    if not is_checkpoint(folder):
+        raise missing_checkpoint(folder)
+    manifest = read_manifest(folder)
+    names = [name for name in (_MODEL,) if name in manifest.files]
+    check_files(folder, manifest, (*names, STATE_NAME))
+    document = _document(folder)
+    if "state_dict" not in document:
+        raise CheckpointError(f"{folder} has no weights, as it was saved without a 'state_dict'.")
+    tensors = _tensors(folder, names, torch.device("cpu"))
+    weights: dict[str, Tensor] = decode(
+        {"state_dict": document["state_dict"]}, tensors, where=str(folder / STATE_NAME)
+    )["state_dict"]
+    return weights
+
+
+def _weights_of_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise CheckpointError(
+            f"can't load weights from {file}, as it is damaged or holds more than tensors and plain containers; save "
+            "its state_dict alone with torch.save, or as a .safetensors file."
+        ) from error
+    nested = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(nested, dict):
+        raise CheckpointError(f"{file} holds a {type(nested).__name__}, where weights are a dict by name.")
+    return nested
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"map_location={name!r} is not a device such as 'cpu' or 'cuda:0'.") from error
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    document = files.read_json(folder / STATE_NAME, STATE_LIMIT)
+    if not isinstance(document, dict):
+        raise CorruptCheckpointError(f"{folder / STATE_NAME} is no JSON object.")
+    return document
+
+
+def _tensors(folder: Path, names: Iterable[str], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    return {name: _read_tensors(folder / name, device) for name in names}
+
+
+def _read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
+    """All tensors of a file, each in memory of its own: the file is mapped only while it is read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            mapped = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, RuntimeError) as error:
+        raise CorruptCheckpointError(f"{file} is not a safetensors file that can be read: {error}.") from error
+    return {name: tensor.to(device, copy=True) for name, tensor in mapped.items()}

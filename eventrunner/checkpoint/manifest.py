@@ -1,0 +1,260 @@
+"""The manifest: what a checkpoint consists of. It is written last, so that a folder which has one is whole.
+
+It needs no torch, so that checkpoints can be listed and verified without it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xxhash
+
+from eventrunner.checkpoint import files
+from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST_NAME",
+    "STATE_LIMIT",
+    "STATE_NAME",
+    "FileEntry",
+    "Manifest",
+    "Piece",
+    "TensorEntry",
+    "is_plain_name",
+    "plain_json",
+    "read_manifest",
+    "write_manifest",
+]
+
+FORMAT = 1
+MANIFEST_NAME = "MANIFEST.json"
+STATE_NAME = "state.json"
+STATE_LIMIT = 256 * 1024 * 1024
+"""Bytes of ``state.json`` that are written and read at most; a larger one is an accident or an attack."""
+
+_LIMIT = 64 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: its size in bytes and the xxh3_128 digest of its bytes, as 32 hex digits."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where one part of a tensor lies: in *file*, a block of *shape* that begins at *offsets* of the whole."""
+
+    file: str
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor under its name in the files: dtype, shape of the whole, and the pieces that make it up.
+
+    One process writes one piece at offset zero; several would write one each. dtype and shape are those in the file
+    (a dtype that safetensors doesn't have is there as ``uint8``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint consists of.
+
+    Attributes:
+        step: Iterations that the saved state has completed.
+        epoch: Epochs that it has completed.
+        created: When the state was committed: ISO 8601, in UTC. A twin has the time of what it is a twin of.
+        versions: Version by package: what wrote the checkpoint.
+        files: Every file of the folder but the manifest, by name.
+        tensors: Every tensor in the safetensors files.
+        meta: Whatever the caller adds; plain JSON.
+        format: Number of the format; other numbers than :data:`FORMAT` are not read.
+    """
+
+    step: int
+    epoch: int
+    created: str
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+    tensors: tuple[TensorEntry, ...]
+    meta: Mapping[str, Any]
+    format: int = FORMAT
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether *name* can only be an entry of a folder itself: no separator, no leading dot, nothing unprintable."""
+    return bool(name) and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")
+
+
+def plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """*meta* as it comes back from JSON: a copy, tuples as lists.
+
+    Raises:
+        OptionError: it holds something that JSON can't.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(f"meta={reprlib.repr(meta)} can't be put in a manifest, which is JSON: {error}.") from error
+    return plain
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into *folder* and sync the file. Its digest covers all of its own content.
+
+    Raises:
+        CheckpointError: it is larger than what would be read again.
+    """
+    body = _to_json(manifest)
+    data = json.dumps({**body, "digest": _digest(body)}, allow_nan=False).encode()
+    if len(data) > _LIMIT:
+        raise CheckpointError(f"the manifest would have {len(data)} bytes, more than the {_LIMIT} that are read.")
+    files.write_bytes(folder / MANIFEST_NAME, data)
+    files.fsync_file(folder / MANIFEST_NAME)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of *folder*, every field checked; the files that it lists are not looked at.
+
+    Raises:
+        CorruptCheckpointError: missing, or not as it was written.
+        CheckpointError: of a format that this version doesn't know.
+    """
+    path = folder / MANIFEST_NAME
+    data = files.read_json(path, _LIMIT)
+    try:
+        body = _checked_body(data)
+        number = _count(body, "format")
+        manifest = _from_json(body) if number == FORMAT else None
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} is not a manifest: {error}.") from error
+    if manifest is None:
+        raise CheckpointError(f"{path} has format {number}, and this version of eventrunner reads format {FORMAT}.")
+    return manifest
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": manifest.format,
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "created": manifest.created,
+        "versions": dict(manifest.versions),
+        "meta": dict(manifest.meta),
+        "files": {name: {"size": file.size, "digest": file.digest} for name, file in manifest.files.items()},
+        "tensors": [_tensor_to_json(tensor) for tensor in manifest.tensors],
+    }
+
+
+def _tensor_to_json(tensor: TensorEntry) -> dict[str, Any]:
+    pieces = [{"file": one.file, "offsets": one.offsets, "shape": one.shape} for one in tensor.pieces]
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "pieces": pieces}
+
+
+def _checked_body(data: Any) -> dict[str, Any]:
+    digest = _field(data, "digest", str)
+    body = {key: value for key, value in data.items() if key != "digest"}
+    if digest != _digest(body):
+        raise ValueError("its content doesn't match its own digest")
+    return body
+
+
+def _from_json(body: Mapping[str, Any]) -> Manifest:
+    listed = {_file_name(name): _file(entry) for name, entry in _field(body, "files", dict).items()}
+    return Manifest(
+        step=_count(body, "step"),
+        epoch=_count(body, "epoch"),
+        created=_moment(body),
+        versions={name: _of(value, str, name) for name, value in _field(body, "versions", dict).items()},
+        files=listed,
+        tensors=tuple(_tensor(entry, listed) for entry in _field(body, "tensors", list)),
+        meta=_field(body, "meta", dict),
+    )
+
+
+def _of(value: object, kind: type[T], what: str) -> T:
+    # Not isinstance: JSON's true is an int to it.
+    if type(value) is not kind:
+        raise ValueError(f"{what!r} is {reprlib.repr(value)}, not of type {kind.__name__}")
+    return value
+
+
+def _field(body: object, key: str, kind: type[T]) -> T:
+    if not isinstance(body, dict):
+        raise ValueError(f"{reprlib.repr(body)} is where an object with {key!r} belongs")
+    if key not in body:
+        raise ValueError(f"{key!r} is missing")
+    return _of(body[key], kind, key)
+
+
+def _natural(value: object, what: str) -> int:
+    number = _of(value, int, what)
+    if number < 0:
+        raise ValueError(f"{what!r} is {number}, less than 0")
+    return number
+
+
+def _count(body: object, key: str) -> int:
+    return _natural(_field(body, key, int), key)
+
+
+def _sizes(body: object, key: str) -> tuple[int, ...]:
+    return tuple(_natural(value, key) for value in _field(body, key, list))
+
+
+def _moment(body: Mapping[str, Any]) -> str:
+    created = _field(body, "created", str)
+    if datetime.datetime.fromisoformat(created).utcoffset() != datetime.timedelta(0):
+        raise ValueError(f"'created' is {created!r}, not a time in UTC")
+    return created
+
+
+def _file_name(name: str) -> str:
+    if not is_plain_name(name) or name == MANIFEST_NAME:
+        raise ValueError(f"it lists {name!r}, which is not a plain file name")
+    return name
+
+
+def _file(entry: object) -> FileEntry:
+    return FileEntry(_count(entry, "size"), _field(entry, "digest", str))
+
+
+def _tensor(entry: object, listed: Iterable[str]) -> TensorEntry:
+    shape = _sizes(entry, "shape")
+    pieces = tuple(_piece(piece, shape, listed) for piece in _field(entry, "pieces", list))
+    return TensorEntry(_field(entry, "name", str), _field(entry, "dtype", str), shape, pieces)
+
+
+def _piece(entry: object, whole: tuple[int, ...], listed: Iterable[str]) -> Piece:
+    piece = Piece(_field(entry, "file", str), _sizes(entry, "offsets"), _sizes(entry, "shape"))
+    if piece.file not in listed:
+        raise ValueError(f"a tensor lies in {reprlib.repr(piece.file)}, which it doesn't list")
+    if not len(piece.offsets) == len(piece.shape) == len(whole):
+        raise ValueError(f"a piece of shape {list(piece.shape)} is no part of a tensor of shape {list(whole)}")
+    if any(offset + size > full for offset, size, full in zip(piece.offsets, piece.shape, whole, strict=True)):
+        raise ValueError(f"a piece of shape {list(piece.shape)} reaches out of a tensor of shape {list(whole)}")
+    return piece

@@ -1,0 +1,347 @@
+"""The folder in which checkpoints become durable, whole or not at all.
+
+Order of a save: a hidden folder beside the target → its files, each synced → the manifest, synced → the folder synced
+→ renamed to its name → the parent synced → the hint ``last_checkpoint``. Nothing is visible under a checkpoint's name
+before all of it is on the disk, and whatever fails before the rename leaves everything older as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import TensorSpec
+from torch import Tensor
+
+from eventrunner.checkpoint import files
+from eventrunner.checkpoint.codec import Encoded, encode
+from eventrunner.checkpoint.manifest import (
+    STATE_LIMIT,
+    STATE_NAME,
+    FileEntry,
+    Manifest,
+    Piece,
+    TensorEntry,
+    is_plain_name,
+    plain_json,
+    read_manifest,
+    write_manifest,
+)
+from eventrunner.checkpoint.verify import find_newest, is_checkpoint, listing, missing_checkpoint, verify_checkpoint
+from eventrunner.errors import CheckpointError, OptionError
+from eventrunner.version import __version__
+
+__all__ = ["HINT_NAME", "Store"]
+
+HINT_NAME = "last_checkpoint"
+"""A text file with the name of the checkpoint that was saved last; read by people and scripts, never by a resume."""
+
+_LONGEST_NAME = 200  # bytes; most file systems allow 255, and a hidden name has 30 more
+_LEFTOVER = re.compile(r"\.(?P<kind>tmp|old|trash)-(?P<name>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+
+_in_use: set[str] = set()
+# Hidden names that this process is working on. Of the module, as two stores may share a folder.
+
+
+class Store:
+    """The checkpoints in one folder. Making a Store touches nothing; the folder is made by the first save.
+
+    One process writes to a folder at a time; reading beside it is safe, as what is visible is complete.
+
+    Attributes:
+        folder: Where the checkpoints lie, each a folder of its own.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def save(
+        self, name: str, tree: Mapping[str, Any], *, step: int, epoch: int = 0, meta: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Commit *tree* as the checkpoint *name*; when this returns, it survives a power cut.
+
+        The tree's tensors are read until then and must not change: give it a snapshot if training goes on. A
+        checkpoint that has the name already, as when a resumed run repeats a step, is replaced.
+
+        Args:
+            name: Of the new folder; any plain file name that doesn't begin with a dot.
+            tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
+            step: Iterations that the state has completed; orders the checkpoints.
+            epoch: Epochs that it has completed.
+            meta: Anything to note in the manifest; plain JSON.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            OptionError: *name*, *step*, *epoch* or *meta* is not of that kind.
+            CheckpointError: *tree* can't be held, or something that is no checkpoint has the name.
+            OSError: the disk failed or is full; a note on it says whether the checkpoint was committed before.
+        """
+        _check_name(name)
+        step, epoch, plain_meta = _natural("step", step), _natural("epoch", epoch), plain_json(meta or {})
+        encoded = encode(tree)
+        document = _to_bytes(encoded.document)
+        with self._committing(name) as temp:
+            manifest = Manifest(
+                step=step,
+                epoch=epoch,
+                created=datetime.datetime.now(datetime.UTC).isoformat(),
+                versions=_versions(),
+                files=_write_files(temp, encoded, document),
+                tensors=_table(encoded),
+                meta=plain_meta,
+            )
+            write_manifest(temp, manifest)
+        with _noted(name, self.folder, "is committed; what failed came after"):
+            self._point_at(name)
+        return self.folder / name
+
+    def link(self, name: str, source: str, *, meta: Mapping[str, Any] | None = None) -> Path:
+        """Commit a twin of the checkpoint *source* under another name, without writing its files again.
+
+        The files are hard links (copies where the file system has none), so the twin outlives its source and costs
+        no space beside it. The manifest is its own, with *meta* merged into that of the source. A checkpoint that has
+        the name already is replaced. The hint stays as it is.
+
+        Returns:
+            The path of the twin.
+
+        Raises:
+            OptionError: *name* or *meta* can't be, or both names are the same.
+            CheckpointError: there is no whole checkpoint *source*, or something that is no checkpoint has the name.
+            OSError: as in :meth:`save`.
+        """
+        _check_name(name)
+        if name == source:
+            raise OptionError(f"can't make {name!r} a twin of itself; a twin has a name of its own.")
+        origin = self.path(source)
+        known = verify_checkpoint(origin, digests=False)
+        twin = dataclasses.replace(known, meta={**known.meta, **plain_json(meta or {})})
+        with self._committing(name) as temp:
+            for file in known.files:
+                files.link(origin / file, temp / file)
+            write_manifest(temp, twin)
+        return self.folder / name
+
+    def delete(self, name: str) -> None:
+        """Remove the checkpoint *name*: it is gone at once, and its space when this returns.
+
+        Raises:
+            OptionError: *name* can't be a checkpoint's.
+            CheckpointError: there is nothing of that name that is a checkpoint.
+            OSError: the disk failed.
+        """
+        _check_name(name)
+        path = self.folder / name
+        if not _is_own(path):
+            raise missing_checkpoint(path)
+        with self._hidden("trash", name) as trash:
+            files.rename(path, trash)
+            files.fsync_folder(self.folder)
+            files.remove_tree(trash)
+
+    def names(self) -> list[str]:
+        """The names of all checkpoints with a readable manifest, by step and time, the newest last."""
+        return [path.name for path, _ in listing(self.folder).complete]
+
+    def path(self, name: str) -> Path:
+        """The path of the checkpoint *name*, whose manifest is read; its files are not.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+            CorruptCheckpointError: its manifest is not as it was written.
+        """
+        path = self.folder / name
+        if not is_plain_name(name) or not is_checkpoint(path):
+            raise missing_checkpoint(path)
+        read_manifest(path)
+        return path
+
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint that verifies; :func:`find_newest` also says which were passed over, and why."""
+        return find_newest(self.folder).path
+
+    def clean(self) -> list[Path]:
+        """Remove what a process that died left of a save or a delete, and return the paths that were removed.
+
+        Only this store's own hidden names are touched, and only if the process in the name is gone (on this machine:
+        don't call it while another machine writes to the folder). A checkpoint that was being replaced when the
+        process died is put back. Call it before looking for the newest.
+        """
+        removed = []
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            match = _LEFTOVER.fullmatch(path.name)
+            if match is None or path.name in _in_use or _is_running(int(match["pid"])):
+                continue
+            replaced = self.folder / match["name"]
+            if match["kind"] == "old" and not os.path.lexists(replaced) and _is_whole(path):
+                files.rename(path, replaced)
+                files.fsync_folder(self.folder)
+            else:
+                files.remove_tree(path)
+                removed.append(path)
+        return removed
+
+    @contextlib.contextmanager
+    def _committing(self, name: str) -> Iterator[Path]:
+        """A hidden folder that becomes the checkpoint *name* if the body succeeds, and otherwise vanishes."""
+        final = self.folder / name
+        exists = os.path.lexists(final)
+        if exists and not _is_own(final):
+            raise CheckpointError(f"can't save checkpoint {name!r}, as {final} is there and is no checkpoint; move it.")
+        with self._hidden("tmp", name) as temp, self._hidden("old", name) as old:
+            with _noted(name, self.folder, "was not saved; older ones are as they were"), _undone_on_failure() as undo:
+                files.make_folders(self.folder)
+                undo.callback(_discard, temp)
+                files.make_folder(temp)
+                yield temp
+                files.fsync_folder(temp)
+                if exists:
+                    undo.callback(_put_back, old, final)
+                    files.rename(final, old)
+                files.rename(temp, final)
+            with _noted(name, self.folder, "is in its place, but may not survive a power cut"):
+                files.fsync_folder(self.folder)
+            if exists:
+                with _noted(name, self.folder, "is committed; what failed came after"):
+                    files.remove_tree(old)
+
+    @contextlib.contextmanager
+    def _hidden(self, kind: str, name: str) -> Iterator[Path]:
+        """A path that isn't there yet, for this process alone, and that no :meth:`clean` in it takes for a leftover."""
+        path = self.folder / f".{kind}-{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        _in_use.add(path.name)
+        try:
+            yield path
+        finally:
+            _in_use.discard(path.name)
+
+    def _point_at(self, name: str) -> None:
+        with self._hidden("tmp", HINT_NAME) as temp, _undone_on_failure() as undo:
+            undo.callback(_discard, temp)
+            files.write_bytes(temp, name.encode())
+            files.fsync_file(temp)
+            files.rename(temp, self.folder / HINT_NAME)
+        files.fsync_folder(self.folder)
+
+
+def _check_name(name: str) -> None:
+    if not is_plain_name(name) or name == HINT_NAME or len(os.fsencode(name)) > _LONGEST_NAME:
+        raise OptionError(
+            f"{name!r} can't name a checkpoint; a name is a plain file name of at most {_LONGEST_NAME} bytes, without "
+            f"separators or a dot in front, and not {HINT_NAME!r}."
+        )
+
+
+def _natural(what: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise OptionError(f"{what}={value!r} is not a number of completed iterations or epochs: an int of at least 0.")
+    return int(value)
+
+
+def _is_own(path: Path) -> bool:
+    return is_checkpoint(path) and not path.is_symlink()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_checkpoint(path, digests=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _to_bytes(document: Mapping[str, Any]) -> bytes:
+    data = json.dumps(document, allow_nan=False).encode()
+    if len(data) > STATE_LIMIT:
+        raise CheckpointError(
+            f"{STATE_NAME} would have {len(data)} bytes, more than the {STATE_LIMIT} that are read again; put large "
+            "lists of numbers into tensors."
+        )
+    return data
+
+
+def _write_files(folder: Path, encoded: Encoded, document: bytes) -> dict[str, FileEntry]:
+    for file, tensors in encoded.tensors.items():
+        files.write_tensors(folder / file, {name: _spec(tensor) for name, tensor in tensors.items()})
+    files.write_bytes(folder / STATE_NAME, document)
+    return {file: _synced(folder / file) for file in (*encoded.tensors, STATE_NAME)}
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    """Where a tensor's bytes are, which are written from there; the tensor must outlive the write."""
+    return TensorSpec(dtype=_dtype_name(tensor), shape=tensor.shape, data_ptr=tensor.data_ptr(), data_len=tensor.nbytes)
+
+
+def _synced(path: Path) -> FileEntry:
+    files.fsync_file(path)
+    return FileEntry(*files.digest_file(path))
+
+
+def _table(encoded: Encoded) -> tuple[TensorEntry, ...]:
+    return tuple(
+        _entry(file, name, tensor) for file, tensors in encoded.tensors.items() for name, tensor in tensors.items()
+    )
+
+
+def _entry(file: str, name: str, tensor: Tensor) -> TensorEntry:
+    shape = tuple(tensor.shape)
+    return TensorEntry(name, _dtype_name(tensor), shape, (Piece(file, (0,) * len(shape), shape),))
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _versions() -> dict[str, str]:
+    return {"eventrunner": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is someone else's
+        return True
+    return pid != os.getpid()
+
+
+@contextlib.contextmanager
+def _noted(name: str, folder: Path, what: str) -> Iterator[None]:
+    """Say on an OSError which checkpoint it concerns, and what has become of it."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"The checkpoint {name!r} in {folder} {what}.")
+        raise
+
+
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[contextlib.ExitStack]:
+    """A stack whose callbacks run, last first, only if the body fails."""
+    with contextlib.ExitStack() as undo:
+        yield undo
+        undo.pop_all()
+
+
+def _discard(path: Path) -> None:
+    # The failure that led here is the one to report; what stays is removed by clean().
+    with contextlib.suppress(OSError):
+        files.remove_tree(path)
+
+
+def _put_back(old: Path, final: Path) -> None:
+    with contextlib.suppress(OSError):
+        files.rename(old, final)

@@ -1,0 +1,147 @@
+"""Which checkpoints a folder holds, and whether their bytes are the ones that were committed. Needs no torch."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eventrunner.checkpoint import files
+from eventrunner.checkpoint.manifest import MANIFEST_NAME, STATE_NAME, FileEntry, Manifest, is_plain_name, read_manifest
+from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
+
+__all__ = [
+    "Found",
+    "Listing",
+    "check_files",
+    "find_newest",
+    "is_checkpoint",
+    "listing",
+    "missing_checkpoint",
+    "verify_checkpoint",
+]
+
+_MARKS = (MANIFEST_NAME, STATE_NAME)
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The newest checkpoint that is sound, or None, and those that were passed over on the way, with reasons."""
+
+    path: Path | None
+    rejected: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The checkpoints of a folder, oldest first, and the folders that look like one but have no readable manifest."""
+
+    complete: tuple[tuple[Path, Manifest], ...]
+    unreadable: tuple[tuple[Path, str], ...]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether *path* is a folder with the files that only a checkpoint has; they may still be damaged."""
+    return path.is_dir() and any(os.path.lexists(path / mark) for mark in _MARKS)
+
+
+def listing(folder: Path) -> Listing:
+    """The checkpoints directly in *folder*, ordered by step and time, found by their manifests alone.
+
+    Symbolic links, hidden names and other folders are passed over; a folder that doesn't exist has none.
+    """
+    complete, unreadable = [], []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not is_plain_name(path.name) or path.is_symlink() or not is_checkpoint(path):
+            continue
+        try:
+            complete.append((path, read_manifest(path)))
+        except (CheckpointError, OSError) as error:
+            unreadable.append((path, str(error)))
+    complete.sort(key=lambda pair: (pair[1].step, datetime.datetime.fromisoformat(pair[1].created)))
+    return Listing(tuple(complete), tuple(unreadable))
+
+
+def verify_checkpoint(path: str | os.PathLike[str], *, digests: bool = True) -> Manifest:
+    """Check that the folder at *path* is the checkpoint that was committed there, and return its manifest.
+
+    Costs about as much as reading the files once; with ``digests=False`` only their names and sizes are compared.
+
+    Raises:
+        CheckpointNotFoundError: there is no checkpoint at *path*.
+        CorruptCheckpointError: a file is missing, is there without being listed, is not a plain file, or differs in
+            size or digest; the message names it.
+        CheckpointError: of a format that this version doesn't know.
+    """
+    folder = Path(path)
+    if not is_checkpoint(folder):
+        raise missing_checkpoint(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, manifest.files if digests else ())
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, digested: Collection[str]) -> None:
+    """Compare the names and sizes of all files in *folder* with *manifest*, and the digests of those *digested*.
+
+    Raises:
+        CorruptCheckpointError: they differ.
+    """
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST_NAME}
+    if extra := present - set(manifest.files):
+        raise CorruptCheckpointError(f"{folder / min(extra)} is not part of the checkpoint, by its {MANIFEST_NAME}.")
+    for name, entry in manifest.files.items():
+        _check_size(folder / name, entry)
+    for name in digested:
+        _check_digest(folder / name, manifest.files[name])
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    size = path.lstat().st_size if os.path.lexists(path) else None
+    if size is None:
+        raise CorruptCheckpointError(f"{path} is missing.")
+    if path.is_symlink() or not path.is_file():
+        raise CorruptCheckpointError(f"{path} is not a plain file.")
+    if size != entry.size:
+        raise CorruptCheckpointError(f"{path} has {size} bytes, and {entry.size} were committed.")
+
+
+def _check_digest(path: Path, entry: FileEntry) -> None:
+    _, digest = files.digest_file(path)
+    if digest != entry.digest:
+        raise CorruptCheckpointError(f"{path} has other bytes than were committed, by their xxh3 digest.")
+
+
+def find_newest(folder: str | os.PathLike[str]) -> Found:
+    """The newest checkpoint in *folder* whose every byte is as committed; damaged ones are passed over, not hidden.
+
+    Costs a read of each checkpoint that is looked at. The file ``last_checkpoint`` is not asked: it is a hint.
+    """
+    found = listing(Path(folder))
+    rejected = list(found.unreadable)
+    for path, _ in reversed(found.complete):
+        try:
+            verify_checkpoint(path)
+        except (CheckpointError, OSError) as error:
+            rejected.append((path, str(error)))
+        else:
+            return Found(path, tuple(rejected))
+    return Found(None, tuple(rejected))
+
+
+def missing_checkpoint(path: Path) -> CheckpointNotFoundError:
+    """The error for a *path* without a checkpoint: what is there, and which checkpoints are near."""
+    what = f"{path} is no checkpoint, as it has no {MANIFEST_NAME}" if path.is_dir() else f"nothing is at {path}"
+    for folder in (path, path.parent):
+        if near := [found.name for found, _ in listing(folder).complete]:
+            end = did_you_mean(path.name, near) or "."
+            return CheckpointNotFoundError(f"{what}; the checkpoints in {folder} are {_newest_of(near)}{end}")
+    return CheckpointNotFoundError(f"{what}, and there is no checkpoint in {path.parent}.")
+
+
+def _newest_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} older" if len(names) > _SHOWN else ""
+    return listed(names[-_SHOWN:]) + more
