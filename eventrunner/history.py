@@ -135,20 +135,25 @@ class HistoryBuffer:
         Raises:
             OptionError: the value isn't one number (a bool or a string isn't), or the count isn't an int of at least 1.
         """
-        count = _positive(count, "count")
-        checked = _checked(value)
-        if isinstance(checked, torch.Tensor):
-            self._pending.append((checked.detach().clone(), count))
-        elif self._pending:
-            self._pending.append((checked, count))
-        else:
+        # Every iteration comes through here several times: what is plainly a float and a count isn't looked at twice.
+        if type(count) is not int or count < 1:
+            count = _positive(count, "count")
+        checked = value if type(value) is float else _checked(value)
+        if isinstance(checked, float) and not self._pending:
             self._add(checked, count)
+            return
+        if isinstance(checked, torch.Tensor):
+            checked = checked.detach().clone()
+        self._pending.append((checked, count))
         if len(self._pending) >= _UNREAD:
             self._settled()
 
     def _add(self, value: float, count: int) -> None:
-        self._max = _larger(self._max, value) if self._count else value
-        self._min = _smaller(self._min, value) if self._count else value
+        # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
+        if not self._count or value > self._max or value != value:
+            self._max = value
+        if not self._count or value < self._min or value != value:
+            self._min = value
         self._sum += value * count
         self._count += count
         self._entries.append((value, count))
@@ -356,11 +361,14 @@ class MessageHub:
         Raises:
             OptionError: the value isn't one number, or the key has the other ``resumed``.
         """
-        _check_key("scalar", key, self._scalar_resumed, resumed)
-        checked, count = _entry(key, value, count)
-        if key not in self._scalars:
+        if self._scalar_resumed.get(key) != resumed:
+            _check_key("scalar", key, self._scalar_resumed, resumed)
+            _entry(key, value, count)
             self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
-        self._scalars[key].update(checked, count)
+        try:
+            self._scalars[key].update(value, count)
+        except OptionError as error:
+            raise OptionError(f"scalar {key!r}: {error}") from None
 
     def update_scalars(self, log_dict: Mapping[str, Scalar | Mapping[str, Any]], resumed: bool = True) -> None:
         """Append to several histories; a value may be ``dict(value=…, count=…)``.

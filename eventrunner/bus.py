@@ -1,0 +1,185 @@
+"""The bus: a namespace of sites.
+
+This module and those below it know nothing of torch or of training: whatever has named moments can be run on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from eventrunner.dispatch import ANY, Site, identity
+from eventrunner.errors import HookError, OptionError, UnknownSiteError, did_you_mean, listed
+from eventrunner.filters import Filter
+from eventrunner.foreign import site_hint
+from eventrunner.plan import Emitters, Plan, checked_payload
+from eventrunner.signature import Receiver, short_path, where
+from eventrunner.sites import CATALOGUE, SiteSpec, Unit
+
+__all__ = ["ANY", "Bus", "Emitters", "Site", "default_bus", "on"]
+
+F = TypeVar("F", bound=Receiver)
+
+
+class Bus:
+    """A namespace of sites, each an attribute: ``bus.after_train_epoch.connect(f)``.
+
+    Args:
+        catalogue: The sites to begin with; by default those of a training run. ``Bus(())`` begins empty.
+    """
+
+    def __init__(self, catalogue: Iterable[SiteSpec] = CATALOGUE) -> None:
+        self._sites: dict[str, Site] = {}
+        self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
+        for spec in catalogue:
+            self.site(spec.name, spec.payload, spec.doc, spec.unit)
+
+    def __repr__(self) -> str:
+        return f"<Bus with {len(self._sites)} sites>"
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
+    def __getattr__(self, name: str) -> Site:
+        if name.startswith("_"):
+            raise AttributeError(f"Bus has no attribute {name!r}")
+        return self.find(name, f"bus.{name}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._sites]
+
+    def site(self, name: str, payload: Iterable[str] | None = (), doc: str = "", unit: Unit | None = None) -> Site:
+        """Declare a site, or return the one that was declared with the same payload and unit.
+
+        Args:
+            name: An identifier that is not an attribute of ``Bus``.
+            payload: The names of its keyword arguments; None leaves them open.
+            doc: When it is passed.
+            unit: What ``every=`` counts at it: ``sender.epoch``, ``sender.iter`` or, by default, the emissions.
+
+        Raises:
+            OptionError: the name can't be one, or is declared with another payload or unit.
+        """
+        if not _is_site_name(name):
+            raise OptionError(f"bus.site({name!r}): the name must be an identifier that Bus doesn't use itself.")
+        names = None if payload is None else checked_payload(name, payload)
+        known = self._sites.get(name)
+        if known is None:
+            known = self._sites[name] = Site(doc, name=name, payload=names, unit=unit or "emission")
+            for emitters in self._emitters:
+                known.attach(emitters)
+        elif known.payload != names or unit not in (None, known.unit):
+            declared = "any payload" if known.payload is None else listed(known.payload, "no payload")
+            raise OptionError(
+                f"bus.site({name!r}): the site exists with {declared} and unit {known.unit!r}; declare it once."
+            )
+        return known
+
+    def find(self, name: str | Site, attempt: str) -> Site:
+        """The site called *name*; *attempt* says in an error what was being done, and where.
+
+        Raises:
+            UnknownSiteError: there is none; names the nearest, or what another framework's name is called here.
+            OptionError: *name* is not a name.
+        """
+        if isinstance(name, Site):
+            return name
+        if not isinstance(name, str):
+            raise OptionError(f"{attempt}: {name!r} is not the name of a site, as in @on('after_train').")
+        found = self._sites.get(name)
+        if found is not None:
+            return found
+        hint = site_hint(name)
+        reason = hint + "." if hint else "no such site" + (did_you_mean(name, self._sites) or " is declared.")
+        raise UnknownSiteError(f"{attempt}: {reason}")
+
+    def on(self, site: str | Site, *, sender: Any = ANY, depth: int = 1, **options: Any) -> Callable[[F], F]:
+        """Decorate a function to be called at *site*; options as in :meth:`Site.connect`. Decorators stack.
+
+        ``depth`` is how many calls up the decorator stands, for the error.
+
+        Raises:
+            UnknownSiteError: there is no such site; says so where the decorator stands.
+            HookError: the function is a method: a plain function of a class has no object to be called on.
+        """
+        frame = sys._getframe(depth)  # noqa: SLF001
+        place = f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+        found = self.find(site, f"@on({getattr(site, 'name', site)!r}) in {place}")
+
+        def connect(receiver: F) -> F:
+            _refuse_method(receiver, found.name)
+            found.connect(receiver, sender, **options)
+            return receiver
+
+        return connect
+
+    def emitters(self, sender: Any) -> Emitters:
+        """The compiled emissions for *sender*, kept current for as long as the returned object lives."""
+        emitters = Emitters(identity(sender))
+        self._emitters.add(emitters)
+        for site in self:
+            site.attach(emitters)
+        return emitters
+
+    def describe(self, sender: Any = ANY) -> Plan:
+        """What would run for *sender* (default: all that is connected), site by site in order."""
+        return Plan.of(
+            connection
+            for site in self
+            for connection in (site.all_connections() if sender is ANY else site.connections_for(sender))
+        )
+
+    def plan(self, sender: Any = ANY) -> Plan:
+        """Print and return :meth:`describe`: the very connections that an emission is compiled from."""
+        plan = self.describe(sender)
+        print(plan)
+        return plan
+
+    def state_dict(self, sender: Any) -> dict[str, Any]:
+        """The state of the filters that *sender*'s emissions pass through, by site and receiver."""
+        return {key: found.state_dict() for key, found in self._filters(sender)}
+
+    def load_state_dict(self, sender: Any, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave; a filter that isn't in *state* is left as it is."""
+        for key, found in self._filters(sender):
+            if key in state:
+                found.load_state_dict(state[key])
+
+    def _filters(self, sender: Any) -> Iterator[tuple[str, Filter]]:
+        for site in self:
+            counts: dict[str, int] = {}
+            for connection in site.connections_for(sender):
+                if connection.filter is not None:
+                    nth = counts[connection.name] = counts.get(connection.name, 0) + 1
+                    yield f"{site.name}/{connection.name}#{nth}", connection.filter
+
+
+def _is_site_name(name: object) -> bool:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        return False
+    return not name.startswith("_") and not hasattr(Bus, name)
+
+
+def _refuse_method(receiver: Receiver, site: str) -> None:
+    qualname = getattr(receiver, "__qualname__", "")
+    owner, _, name = qualname.rpartition(".")
+    if inspect.isfunction(receiver) and owner and not owner.endswith("<locals>"):
+        first = next(iter(inspect.signature(receiver).parameters), "")
+        if first == "self":
+            raise HookError(
+                f"@on({site!r}) on method {owner.rpartition('.')[2]}.{name} in {where(receiver)}: a method is "
+                "connected by naming it after the site in a Hook, with @options(...) for its own priority or filters."
+            )
+
+
+default_bus = Bus()
+"""The bus that ``on`` connects to and that a Runner uses unless it is given another."""
+
+on = default_bus.on

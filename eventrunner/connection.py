@@ -1,0 +1,228 @@
+"""Connections: a receiver at a site, with its options, and the table of those that a site has."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from eventrunner.errors import SignatureError, listed
+from eventrunner.filters import Filter, Options
+from eventrunner.signature import Receiver, Wants, is_async, label, read_wants, where
+from eventrunner.sites import Unit
+
+__all__ = ["Connection", "Key", "Table", "annotate", "check_plain", "check_wanted", "connection_of", "noted"]
+
+Key = tuple[Hashable, Hashable]
+"""The identities of a receiver and of a sender."""
+
+
+@dataclass(slots=True)
+class Connection:
+    """One receiver at one site for one sender (or any), as it was connected.
+
+    ``target`` is the receiver, or a reference to it where ``weak``. ``payload`` is None where the site leaves it open.
+    ``awaits`` says that the receiver is an ``async def``. ``sender`` is held only where it can't be referred to
+    weakly, lest another object get its id.
+    """
+
+    target: Receiver | weakref.ref[Receiver]
+    site: str
+    unit: Unit
+    payload: tuple[str, ...] | None
+    options: Options
+    filter: Filter | None
+    name: str
+    location: str
+    awaits: bool
+    order: int = 0
+    weak: bool = False
+    sender: Any = None
+    _readings: dict[tuple[str, ...], tuple[Wants, Wants]] = field(default_factory=dict)
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """The receiver, or None where it was held weakly and is gone."""
+        target: Any = self.target
+        found: Receiver | None = target() if self.weak else target
+        return found
+
+    @property
+    def sort_key(self) -> tuple[int, int]:
+        """Priority first, then the order of connection."""
+        return self.options.priority, self.order
+
+    def read(self, given: Collection[str]) -> tuple[Wants, Wants]:
+        """What the receiver and its ``when`` want of an emission that carries *given*.
+
+        Read from their signatures once; where the payload is open, once for each that is given.
+
+        Raises:
+            SignatureError: one of them asks for something that the payload doesn't have.
+        """
+        payload = tuple(given) if self.payload is None else self.payload
+        wants = self._readings.get(payload)
+        if wants is None:
+            receiver, when = self.receiver or _nobody, self.options.when or _nobody
+            wants = read_wants(receiver, self.site, payload), read_wants(when, self.site, payload)
+            self._readings[payload] = wants
+        return wants
+
+    def call(
+        self, sender: Any, payload: dict[str, Any], wrapper: Callable[[Receiver], Receiver] | None = None
+    ) -> tuple[Receiver, Any] | None:
+        """Make one call, the uncompiled way: the receiver and its result, or None where it wasn't called."""
+        receiver = self.receiver
+        if receiver is None or not self._lets_pass(sender, payload):
+            return None
+        args, kwargs = self.read(payload)[0].arguments(sender, payload)
+        return receiver, (wrapper(receiver) if wrapper is not None else receiver)(*args, **kwargs)
+
+    def _lets_pass(self, sender: Any, payload: dict[str, Any]) -> bool:
+        if self.filter is not None and not self.filter.passes(sender):
+            return False
+        if self.options.when is not None:
+            args, kwargs = self.read(payload)[1].arguments(sender, payload)
+            if not self.options.when(*args, **kwargs):
+                return False
+        if self.filter is not None:
+            self.filter.fired()
+        return True
+
+
+def _nobody() -> None:
+    """Stands in where there is no function to be read."""
+
+
+def connection_of(
+    receiver: Receiver, site: str, unit: Unit, payload: tuple[str, ...] | None, options: Options
+) -> Connection:
+    """Read a receiver and its options into a strong connection, which is not yet anybody's.
+
+    Raises:
+        SignatureError: the receiver or its ``when`` asks for something that the site doesn't offer.
+    """
+    connection = Connection(
+        target=receiver,
+        site=site,
+        unit=unit,
+        payload=payload,
+        options=options,
+        filter=Filter(options, unit) if options.filtered else None,
+        name=options.label or label(receiver),
+        location=where(receiver),
+        awaits=is_async(receiver),
+    )
+    if payload is not None:
+        connection.read(payload)
+    return connection
+
+
+class Table:
+    """The connections of a site: at most one for each receiver and sender.
+
+    A garbage collection may drop weak ones at almost any moment, so nothing here iterates over what may change.
+
+    Args:
+        anybody: What stands for any sender among the identities of senders.
+    """
+
+    def __init__(self, anybody: Hashable) -> None:
+        self.anybody = anybody
+        self._by_sender: dict[Hashable, dict[Hashable, Connection]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_sender.copy().values()))
+
+    def get(self, key: Key) -> Connection | None:
+        """The connection of a receiver and a sender, if there is one."""
+        return self._by_sender.get(key[1], {}).get(key[0])
+
+    def put(self, key: Key, connection: Connection | None) -> None:
+        """Make *connection* the one of a receiver and a sender; None takes it out."""
+        receiver_id, sender_id = key
+        if connection is not None:
+            self._by_sender.setdefault(sender_id, {})[receiver_id] = connection
+            return
+        bucket = self._by_sender.get(sender_id, {})
+        bucket.pop(receiver_id, None)
+        if not bucket:
+            self._by_sender.pop(sender_id, None)
+
+    def clear(self) -> None:
+        """Take all out."""
+        self._by_sender.clear()
+
+    def has_sender(self, sender_id: Hashable) -> bool:
+        """Whether anything is connected to just this sender."""
+        return sender_id in self._by_sender
+
+    def reaches(self, sender_id: Hashable) -> bool:
+        """Whether an emission by this sender would reach a receiver."""
+        return self.anybody in self._by_sender or sender_id in self._by_sender
+
+    def reached_by(self, sender_id: Hashable) -> list[Connection]:
+        """The connections that this sender reaches, in the order in which they run."""
+        chosen = {**self._by_sender.get(self.anybody, {}), **self._by_sender.get(sender_id, {})}
+        return _in_order(chosen.values())
+
+    def of_receiver(self, receiver_id: Hashable) -> dict[Key, Connection]:
+        """The connections of a receiver, by key."""
+        found = {(receiver_id, s): bucket.get(receiver_id) for s, bucket in self._by_sender.copy().items()}
+        return {key: connection for key, connection in found.items() if connection is not None}
+
+    def of_sender(self, sender_id: Hashable) -> list[Key]:
+        """The keys of the connections to just this sender."""
+        return [(receiver_id, sender_id) for receiver_id in self._by_sender.get(sender_id, {}).copy()]
+
+    def all(self) -> list[Connection]:
+        """Every connection, whatever its sender, in the order in which they run."""
+        return _in_order(c for bucket in self._by_sender.copy().values() for c in bucket.copy().values())
+
+
+def _in_order(connections: Iterable[Connection]) -> list[Connection]:
+    return sorted(connections, key=lambda connection: connection.sort_key)
+
+
+def annotate(error: BaseException, connection: Connection, sender: Any) -> None:
+    """Note on an error which receiver raised it, where that is written, and how far the run was."""
+    # A sender's counter may be a failing property and an error may refuse to be changed (a frozen dataclass does);
+    # neither may take the place of what went wrong.
+    with contextlib.suppress(Exception):
+        counters = {name: getattr(sender, name, None) for name in ("epoch", "iter")}
+        progress = "".join(f", {name} {count}" for name, count in counters.items() if isinstance(count, int))
+        note = f"raised by receiver {connection.name} ({connection.location}) at {connection.site!r}{progress}"
+        if getattr(error, "__notes__", [])[-1:] != [note]:  # a receiver in an endless recursion says it once
+            error.add_note(note)
+
+
+@contextlib.contextmanager
+def noted(connection: Connection, sender: Any) -> Iterator[None]:
+    """Annotate what is raised within the block."""
+    try:
+        yield
+    except BaseException as error:
+        annotate(error, connection, sender)
+        raise
+
+
+def check_wanted(connection: Connection, given: Collection[str]) -> None:
+    """Refuse an emission that lacks what the receiver, or its ``when``, can't do without."""
+    wants, when_wants = connection.read(given)
+    missing = wants.missing(given) | when_wants.missing(given)
+    if missing:
+        raise SignatureError(
+            f"{connection.name} in {connection.location} needs {listed(map(repr, sorted(missing)))}; "
+            f"this emission of {connection.site!r} carries {listed(given)}."
+        )
+
+
+def check_plain(connection: Connection) -> None:
+    """Refuse a receiver whose call would have to be awaited."""
+    if connection.awaits:
+        raise SignatureError(
+            f"{connection.name} in {connection.location} is an async def, which an emission of {connection.site!r} "
+            "doesn't await; make it a plain function or use send_async()."
+        )

@@ -1,0 +1,347 @@
+"""Sites: where receivers are connected, and from where they are called.
+
+A ``Site`` is a ``blinker.Signal`` whose receivers have an order (priority, then connection), are held strongly unless
+asked otherwise, and get exactly the arguments that they name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Generator, Hashable, Iterable
+from typing import Any, TypeVar, get_args
+
+import blinker
+from blinker._utilities import make_id as identity
+from blinker._utilities import make_ref
+from blinker.base import ANY, ANY_ID
+
+from eventrunner.connection import Connection, Key, Table, check_plain, connection_of, noted
+from eventrunner.errors import HookError, OptionError, did_you_mean, listed
+from eventrunner.filters import parse_options
+from eventrunner.plan import Emissions, Emitters, checked_payload
+from eventrunner.priority import Priority
+from eventrunner.signature import Receiver, where
+from eventrunner.signature import label as label_of
+from eventrunner.sites import Unit
+
+__all__ = ["ANY", "Site", "identity"]
+
+F = TypeVar("F", bound=Receiver)
+_orders = itertools.count()  # one counter for all sites, so that order of connection is one order
+
+
+class Site(blinker.Signal):
+    """A named place in a run, to which receivers are connected.
+
+    blinker's interface works as documented there, with these differences: receivers run in order of priority and
+    then of connection; ``weak`` is False by default; ``connected_to`` takes back only what it connected; ``muted``
+    nests; a receiver gets only the arguments that it names. A receiver is let go with the last of its senders.
+
+    Args:
+        doc: When the site is passed.
+        name: Its name on the bus.
+        payload: The names of the keyword arguments of an emission; None leaves them open, and then a receiver is
+            checked at each emission against what that carries.
+        unit: What ``every=`` counts.
+    """
+
+    def __init__(
+        self,
+        doc: str | None = None,
+        *,
+        name: str = "",
+        payload: Iterable[str] | None = None,
+        unit: Unit = "emission",
+    ) -> None:
+        if unit not in get_args(Unit):
+            near = did_you_mean(str(unit), get_args(Unit))
+            raise OptionError(f"site {name!r} with unit={unit!r}: it counts {listed(get_args(Unit))}{near or '.'}")
+        self.name, self.unit = name, unit
+        self._table = Table(ANY_ID)
+        self._emissions = Emissions(name, None if payload is None else checked_payload(name, payload), self._table)
+        self._set_muted, self._mutes = False, 0
+        super().__init__(doc)
+
+    def __repr__(self) -> str:
+        return f"<Site {self.name or hex(id(self))} with {len(self._table)} connections>"
+
+    @property
+    def payload(self) -> tuple[str, ...] | None:
+        """The names of the keyword arguments of an emission, or None where they are open."""
+        return self._emissions.payload
+
+    @functools.cached_property
+    def receiver_connected(self) -> Site:
+        """Emitted by the site at the end of each :meth:`connect`, with its receiver, sender and weak."""
+        return _own_site("receiver_connected", "receiver", "sender", "weak")
+
+    @functools.cached_property
+    def receiver_disconnected(self) -> Site:
+        """Emitted by the site at the end of each :meth:`disconnect`, with its receiver and sender."""
+        return _own_site("receiver_disconnected", "receiver", "sender")
+
+    # Connecting
+
+    def connect(
+        self,
+        receiver: F,
+        sender: Any = ANY,
+        weak: bool = False,  # blinker's default is True: a lambda would be dropped at once
+        *,
+        priority: int | str | Priority = Priority.NORMAL,
+        every: int | str | None = None,
+        start: int = 0,
+        once: bool = False,
+        when: Receiver | None = None,
+        label: str | None = None,
+        **unknown: Any,
+    ) -> F:
+        """Connect *receiver*, called when *sender* (default: anybody) passes this site; returns the receiver.
+
+        Connecting it again to the same sender replaces its options and keeps its place. During an emission, a change
+        takes effect at the next one. On an error nothing has changed.
+
+        Args:
+            receiver: Any callable; it gets the arguments that its signature names.
+            sender: Only this sender's emissions. Where the same receiver is also connected to anybody, the
+                connection to the sender counts, and the receiver is called once.
+            weak: Hold the receiver weakly and drop the connection when it is collected.
+            priority: 0 (runs first) to 100, a name or a ``Priority``.
+            every: Each n-th in the site's unit, or a least time between two calls such as ``"10min"``.
+            start: The first number (from 1, in the site's unit) that may pass; ``every`` counts from it.
+            once: Only the first emission that the other filters let pass.
+            when: A predicate that names what it wants, as a receiver does.
+            label: The name that plans and errors show instead of the receiver's own.
+            **unknown: Refused, with the nearest option.
+
+        Raises:
+            HookError: the receiver can't be called, or can't be held weakly.
+            SignatureError: it asks for something that the site doesn't offer.
+            OptionError: an option that there isn't, or a value that it can't have.
+        """
+        filters: dict[str, Any] = {"every": every, "start": start, "once": once, "when": when}
+        connection = self.check(receiver, priority=priority, label=label, **filters, **unknown)
+        key = self._key(receiver, sender)
+        old = self._table.get(key)
+        connection.order = next(_orders) if old is None else old.order
+        connection.sender = None if _has_own_id(sender) else sender
+        if weak:
+            connection.target, connection.weak = self._reference(receiver), True
+        self._place(key, connection)
+        try:
+            super().connect(receiver, sender, weak)
+        except BaseException:  # a receiver of receiver_connected failed
+            self._place(key, old)
+            raise
+        return receiver
+
+    def check(self, receiver: Receiver, **options: Any) -> Connection:
+        """Raise what :meth:`connect` would raise for these options, and connect nothing."""
+        if not callable(receiver):
+            raise HookError(f"connecting {receiver!r} to {self.name!r}: a receiver must be callable.")
+        try:
+            checked = parse_options(**options)
+        except OptionError as error:
+            raise OptionError(
+                f"connecting {label_of(receiver)} in {where(receiver)} to {self.name!r}: {error}"
+            ) from None
+        return connection_of(receiver, self.name, self.unit, self.payload, checked)
+
+    @contextlib.contextmanager
+    def connected_to(self, receiver: Receiver, sender: Any = ANY, **options: Any) -> Generator[None, None, None]:
+        """Connect *receiver* for the length of a ``with`` block, then put back what was there before."""
+        key = self._key(receiver, sender)
+        before = self._table.get(key)
+        self.connect(receiver, sender, **options)
+        try:
+            yield None
+        finally:
+            self._place(key, before)
+            if before is None and "receiver_disconnected" in self.__dict__:
+                self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
+
+    def has_receivers_for(self, sender: Any) -> bool:
+        """Whether an emission by *sender* would reach a receiver."""
+        return self._table.reaches(ANY_ID if sender is ANY else identity(sender))
+
+    def receivers_for(self, sender: Any) -> Generator[Receiver, None, None]:
+        """The live receivers that *sender* reaches, in the order in which they run."""
+        for connection in self.connections_for(sender):
+            receiver = connection.receiver
+            if receiver is not None:
+                yield receiver
+
+    def connections_for(self, sender: Any) -> list[Connection]:
+        """The connections that *sender* reaches, in the order in which they run; for ANY those to anybody."""
+        return self._table.reached_by(identity(sender))
+
+    def all_connections(self) -> list[Connection]:
+        """Every connection, whatever its sender, in the order in which they run."""
+        return self._table.all()
+
+    # Emitting
+
+    def emit(self, sender: Any = None, /, **payload: Any) -> None:
+        """Call the receivers in order and collect nothing: the fast form of :meth:`send`.
+
+        Raises:
+            SignatureError: the payload has a name that the site doesn't declare, or lacks one that a receiver needs.
+        """
+        self._emissions.plan(identity(sender), tuple(payload))(sender, **payload)
+
+    def emit_all(self, sender: Any = None, /, **payload: Any) -> list[BaseException]:
+        """Call every receiver, those after a failing one too, and return what they raised.
+
+        For the sites at which a run is left: each of them has something to close.
+
+        Raises:
+            SignatureError: as in :meth:`emit`, before any receiver is called.
+        """
+        errors: list[BaseException] = []
+        for connection in self._emissions.due(identity(sender), payload):
+            try:
+                check_plain(connection)
+                with noted(connection, sender):
+                    connection.call(sender, payload)
+            except BaseException as error:  # noqa: BLE001  # handed to the caller, KeyboardInterrupt included
+                errors.append(error)
+        return errors
+
+    def send(self, sender: Any = None, /, *, _async_wrapper: Any = None, **payload: Any) -> list[tuple[Receiver, Any]]:
+        """Call the receivers in order and return ``(receiver, result)`` pairs, as blinker does.
+
+        Raises:
+            SignatureError: as in :meth:`emit`, before any receiver is called.
+            RuntimeError: a receiver is an ``async def`` and no ``_async_wrapper`` was given (blinker's contract).
+        """
+        results = []
+        for connection in self._emissions.due(identity(sender), payload):
+            if connection.awaits and _async_wrapper is None:
+                raise RuntimeError("Cannot send to a coroutine function.")
+            with noted(connection, sender):
+                called = connection.call(sender, payload, _async_wrapper if connection.awaits else None)
+            if called is not None:
+                results.append(called)
+        return results
+
+    async def send_async(
+        self, sender: Any = None, /, *, _sync_wrapper: Any = None, **payload: Any
+    ) -> list[tuple[Receiver, Any]]:
+        """Await the receivers one after another, in order; plain ones through ``_sync_wrapper``."""
+        results = []
+        for connection in self._emissions.due(identity(sender), payload):
+            if not connection.awaits and _sync_wrapper is None:
+                raise RuntimeError("Cannot send to a non-coroutine function.")
+            with noted(connection, sender):
+                called = connection.call(sender, payload, None if connection.awaits else _sync_wrapper)
+                if called is not None:
+                    results.append((called[0], await called[1]))
+        return results
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether emissions reach nobody: it was set so, or a :meth:`muted` block is open."""
+        return self._emissions.muted
+
+    @is_muted.setter
+    def is_muted(self, value: bool) -> None:
+        self._mute(value, 0)
+
+    @contextlib.contextmanager
+    def muted(self) -> Generator[None, None, None]:
+        """Emissions reach nobody within the block; blocks nest, and may overlap."""
+        self._mute(self._set_muted, 1)
+        try:
+            yield None
+        finally:
+            self._mute(self._set_muted, -1)
+
+    def _mute(self, value: bool, blocks: int) -> None:
+        self._set_muted = value
+        self._mutes += blocks
+        self._emissions.muted = self._set_muted or self._mutes > 0
+        self._emissions.changed()
+
+    def attach(self, emitters: Emitters) -> None:
+        """Keep the attribute of *emitters* that has this site's name current."""
+        self._emissions.attach(emitters)
+
+    # The table of connections, and blinker's own beside it
+
+    def _key(self, receiver: Receiver, sender: Any) -> Key:
+        sender_id = ANY_ID if sender is ANY else identity(sender)
+        if sender is not ANY and sender_id == ANY_ID:
+            raise OptionError(f"connecting to {self.name!r} with sender={sender!r}: blinker can't tell 0 from anybody.")
+        return identity(receiver), sender_id
+
+    def _reference(self, receiver: Receiver) -> weakref.ref[Receiver]:
+        try:
+            return make_ref(receiver, self._make_cleanup_receiver(identity(receiver)))
+        except TypeError:
+            raise HookError(
+                f"connecting {label_of(receiver)} to {self.name!r} with weak=True: "
+                f"a {type(receiver).__name__} can't be referred to weakly; leave it out."
+            ) from None
+
+    def _place(self, key: Key, connection: Connection | None) -> None:
+        """Make *connection* the one of a receiver and a sender, or see that there is none."""
+        receiver_id, sender_id = key
+        self._table.put(key, connection)
+        if connection is not None:
+            self._by_sender[sender_id].add(receiver_id)
+            self._by_receiver[receiver_id].add(sender_id)
+        elif sender_id in self._by_sender and receiver_id in self._by_receiver:  # subscripting would create buckets
+            self._by_sender[sender_id].discard(receiver_id)
+            self._by_receiver[receiver_id].discard(sender_id)
+        self._hold(receiver_id)
+
+    def _hold(self, receiver_id: Hashable) -> None:
+        """Have blinker's table of receivers agree with the connections, which hold their receivers themselves."""
+        left = self._table.of_receiver(receiver_id)
+        if left:
+            self.receivers[receiver_id] = next(iter(left.values())).target
+        else:
+            self.receivers.pop(receiver_id, None)
+        self._emissions.changed()
+
+    def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
+        super()._disconnect(receiver_id, sender_id)
+        for key in self._table.of_receiver(receiver_id):
+            if sender_id in (ANY_ID, key[1]):
+                self._table.put(key, None)
+        self._hold(receiver_id)
+
+    def _make_cleanup_sender(self, sender_id: Hashable) -> Callable[[weakref.ref[Any]], None]:
+        cleanup = super()._make_cleanup_sender(sender_id)
+
+        def forget(reference: weakref.ref[Any]) -> None:
+            cleanup(reference)
+            for key in self._table.of_sender(sender_id):
+                self._place(key, None)
+
+        return forget
+
+    def _clear_state(self) -> None:
+        super()._clear_state()
+        self._table.clear()
+        self._emissions.changed()
+
+
+def _own_site(name: str, *payload: str) -> Site:
+    site = Site(name=name)
+    site._emissions.payload = payload  # noqa: SLF001  # has "sender" in it, which a site of one's own can't have
+    return site
+
+
+def _has_own_id(sender: Any) -> bool:
+    """Whether nothing else can come to have the identity of *sender* while a connection to it lasts."""
+    if sender is ANY or isinstance(sender, str | int):
+        return True
+    try:
+        make_ref(sender)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""Connection options: priority, and the filters that say which emissions reach a receiver.
+
+Filters are data on the connection, not code in the receiver, so that a plan can show them and a resumed run can
+restore them. They combine with "and": an emission reaches the receiver when every one of them lets it pass.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.priority import Priority, get_priority
+from eventrunner.signature import Receiver, is_async
+from eventrunner.signature import label as label_of
+from eventrunner.sites import Unit
+
+__all__ = ["Filter", "Options", "parse_options"]
+
+_NAMES = ("priority", "every", "start", "once", "when", "label")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a connection was made with; ``period`` is ``every="10min"`` in seconds, ``label`` empty if not given."""
+
+    priority: int = int(Priority.NORMAL)
+    every: int = 1
+    period: float = 0.0
+    start: int = 0
+    once: bool = False
+    when: Receiver | None = None
+    label: str = ""
+
+    @property
+    def filtered(self) -> bool:
+        """Whether any filter other than ``when`` is set."""
+        return self.every != 1 or self.period > 0 or self.start > 0 or self.once
+
+    def described(self, unit: Unit) -> str:
+        """The filters in words, for a plan; empty where there are none."""
+        words = []
+        if self.every != 1:
+            words.append(f"every {self.every} {unit}s")
+        if self.period:
+            words.append(f"every {self.period:g} s")
+        if self.start:
+            words.append(f"from {unit} {self.start}")
+        if self.once:
+            words.append("once")
+        if self.when is not None:
+            words.append(f"when {label_of(self.when)}")
+        return ", ".join(words)
+
+
+def parse_options(
+    priority: int | str | Priority = Priority.NORMAL,
+    every: int | str | None = None,
+    start: int = 0,
+    once: bool = False,
+    when: Receiver | None = None,
+    label: str | None = None,
+    **unknown: Any,
+) -> Options:
+    """Check connection options.
+
+    Raises:
+        OptionError: an option that there isn't, or a value that it can't have.
+    """
+    for name in unknown:
+        raise OptionError(f"there is no option {name!r}, only {listed(_NAMES)}{did_you_mean(name, _NAMES) or '.'}")
+    number = get_priority(priority)
+    period = _seconds(every) if isinstance(every, str) else 0.0
+    count = 1 if every is None or isinstance(every, str) else every
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise OptionError(f"every={every!r} is not an interval; give an int of 1 or more, or a time such as '10min'.")
+    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+        raise OptionError(f"start={start!r} is not a number of epochs or iterations; give an int of 0 or more.")
+    if not isinstance(once, bool):
+        raise OptionError(f"once={once!r} is not a flag; give True or False.")
+    if when is not None and (not callable(when) or is_async(when)):
+        raise OptionError(f"when={when!r} is not a plain function; give one that returns True where it should run.")
+    if not isinstance(label, str | None):
+        raise OptionError(f"label={label!r} is not a name; give a str.")
+    return Options(number, count, period, start, once, when, label or "")
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise OptionError(f"every={text!r} is not a time; write a number and ms, s, min or h, as in '10min'.")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+class Filter:
+    """The state of one connection's ``every``, ``start`` and ``once``.
+
+    What is counted is the sender's own counter at sites that have a unit (so a resume needs nothing), and the
+    emissions seen where it has none and at other sites. A period is measured on the monotonic clock from the
+    connection or the last pass on.
+    """
+
+    __slots__ = ("done", "last", "options", "seen", "unit")
+
+    def __init__(self, options: Options, unit: Unit) -> None:
+        self.options, self.unit = options, unit
+        self.seen = 0
+        self.done = False
+        self.last = time.monotonic()
+
+    def passes(self, sender: Any) -> bool:
+        """Whether this emission may pass; counts it. MMEngine's rule: ``start``, ``start + every``, …, from 1."""
+        if self.done:
+            return False
+        self.seen += 1
+        options = self.options
+        current = None if self.unit == "emission" else getattr(sender, self.unit, None)
+        ahead = (current + 1 if isinstance(current, int) else self.seen) - options.start
+        if ahead < 0 or ahead % options.every:
+            return False
+        return not options.period or time.monotonic() - self.last >= options.period
+
+    def fired(self) -> None:
+        """The receiver is about to run: every other filter has let the emission pass too."""
+        self.done = self.options.once
+        if self.options.period:
+            self.last = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, and the seconds since the last pass."""
+        return {"seen": self.seen, "done": self.done, "elapsed": time.monotonic() - self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; one that no longer has ``once`` isn't done."""
+        self.seen, self.done = state["seen"], state["done"] and self.options.once
+        self.last = time.monotonic() - state["elapsed"]

@@ -1,0 +1,390 @@
+"""Hook: an object whose methods are named after sites.
+
+Overriding a method is all there is to it: :func:`connect_hook` connects the overridden ones, so a hook costs nothing
+at the sites that it doesn't implement. Names, signatures and helpers are MMEngine's (``mmengine/hooks/hook.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from eventrunner.bus import Bus, Site
+from eventrunner.errors import HookError, OptionError, did_you_mean
+from eventrunner.filters import parse_options
+from eventrunner.foreign import SITES, site_hint
+from eventrunner.priority import Priority, get_priority
+from eventrunner.signature import Receiver, label, where
+from eventrunner.sites import RUN_SITES
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["Hook", "HookHandle", "connect_hook", "options", "site_methods"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Batch = Any
+"""What the dataloader yields, on the device: a tensor or any nesting of containers."""
+
+_OPTIONS = "__eventrunner_options__"
+_PREFIXES = ("before_", "after_", "on_")
+_SYNONYMS = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "testing": "test",
+    "batch": "iter",
+    "step": "iter",
+    "iteration": "iter",
+}
+_FAN_IN = {
+    "_before_epoch": ("before_train_epoch", "before_val_epoch", "before_test_epoch"),
+    "_after_epoch": ("after_train_epoch", "after_val_epoch", "after_test_epoch"),
+    "_before_iter": ("before_train_iter", "before_val_iter", "before_test_iter"),
+    "_after_iter": ("after_train_iter", "after_val_iter", "after_test_iter"),
+}
+
+
+def options(**given: Any) -> Callable[[F], F]:
+    """Give one method of a hook connection options of its own: ``@options(priority="HIGH", every=10)``.
+
+    They are those of :meth:`Site.connect`. A method's own priority goes before the hook's. On a fan-in method such as
+    ``_after_iter`` they hold for all of its sites that the hook doesn't implement by name.
+
+    Raises:
+        OptionError: an option that there isn't, or a value that it can't have.
+    """
+
+    def mark(method: F) -> F:
+        try:
+            parse_options(**given)
+        except OptionError as error:
+            raise OptionError(f"@options on {label(method)} in {where(method)}: {error}") from None
+        setattr(method, _OPTIONS, {**getattr(method, _OPTIONS, {}), **given})
+        return method
+
+    return mark
+
+
+class Hook:
+    """Base of hooks: override the methods of the sites that concern you.
+
+    ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them. A hook that has a ``state_dict``
+    and a ``load_state_dict`` is saved with every checkpoint and restored on resume. An override may name fewer
+    arguments than its site has; it gets those that it names.
+    """
+
+    priority: int | str | Priority = "NORMAL"
+    stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
+    """The sites of a run, in the order in which a run passes them."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Before anything else of ``train()``, ``val()`` or ``test()``."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read; what is changed in *checkpoint* now is what the run takes from it."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Before the first epoch, or the one that a resumed run goes on with."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Before an epoch's dataloader is asked for its batches."""
+        self._before_epoch(runner, mode="train")
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+        """Before a batch goes forward; *batch_idx* counts from 0 in the epoch, or by iterations over the run."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="train")
+
+    def before_optimizer_step(self, runner: Runner) -> None:
+        """Gradients are complete and unscaled, not yet clipped."""
+
+    def after_optimizer_step(self, runner: Runner) -> None:
+        """The weights have changed, the gradients are still there."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """After forward, backward and step; *outputs* is what ``train_step`` returned, losses still tensors."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="train")
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """After the last batch of an epoch and before its validation."""
+        self._after_epoch(runner, mode="train")
+
+    def before_val(self, runner: Runner) -> None:
+        """Before a validation, nested in training or by ``val()``."""
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Before the validation's first batch."""
+        self._before_epoch(runner, mode="val")
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+        """Before a validation batch goes forward."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="val")
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """After a validation batch; *outputs* is what ``val_step`` returned."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="val")
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """After the validation's last batch; *metrics* by name, without a ``val/`` before it."""
+        self._after_epoch(runner, mode="val")
+
+    def after_val(self, runner: Runner) -> None:
+        """After a validation."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Before *checkpoint* is saved; what is changed in it now is what is saved. Its tensors are the live ones."""
+
+    def after_commit_checkpoint(self, runner: Runner, path: Any, step: int) -> None:
+        """The checkpoint at *path* is complete and durable; it holds the state after *step* iterations."""
+
+    def on_log(self, runner: Runner, scalars: dict[str, float], step: int) -> None:
+        """Plain floats by key, gathered after *step* iterations: what a tracker wants."""
+
+    def after_train(self, runner: Runner) -> None:
+        """After training, however it ended: see ``runner.stop_reason``."""
+
+    def before_test(self, runner: Runner) -> None:
+        """Before a test."""
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Before the test's first batch."""
+        self._before_epoch(runner, mode="test")
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+        """Before a test batch goes forward."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="test")
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """After a test batch."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="test")
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """After the test's last batch."""
+        self._after_epoch(runner, mode="test")
+
+    def after_test(self, runner: Runner) -> None:
+        """After a test."""
+
+    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+        """The run is failing with *exception*, which propagates whatever is done here."""
+
+    def on_receiver_error(self, runner: Runner, site: str, error: BaseException) -> None:
+        """A receiver failed while the run was failing already; its error goes no further than this."""
+
+    def after_run(self, runner: Runner) -> None:
+        """The last site of all, passed on failure too."""
+
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+        """The three ``before_*_epoch`` at once; *mode* is train, val or test."""
+
+    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
+        """The three ``after_*_epoch`` at once."""
+
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None, mode: str = "train") -> None:
+        """The three ``before_*_iter`` at once."""
+
+    def _after_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Any = None, mode: str = "train"
+    ) -> None:
+        """The three ``after_*_iter`` at once."""
+
+    def every_n_epochs(self, runner: Runner, n: int, start: int = 0) -> bool:
+        """Whether the epoch under way is number ``start``, ``start + n``, … counted from 1."""
+        ahead = runner.epoch + 1 - start
+        return ahead >= 0 and n > 0 and ahead % n == 0
+
+    def every_n_train_iters(self, runner: Runner, n: int, start: int = 0) -> bool:
+        """The same of the iteration under way."""
+        ahead = runner.iter + 1 - start
+        return ahead >= 0 and n > 0 and ahead % n == 0
+
+    def every_n_iters(self, runner: Runner, n: int) -> bool:
+        """Whether the iteration under way is a multiple of *n*, counted from 1 over the whole run."""
+        return self.every_n_train_iters(runner, n)
+
+    def every_n_inner_iters(self, batch_idx: int, n: int) -> bool:
+        """Whether the batch is a multiple of *n*, counted from 1 in its epoch."""
+        return n > 0 and (batch_idx + 1) % n == 0
+
+    def end_of_epoch(self, dataloader: Any, batch_idx: int) -> bool:
+        """Whether the batch is the last of *dataloader*, which must have a length."""
+        return bool(batch_idx + 1 == len(dataloader))
+
+    def is_last_train_epoch(self, runner: Runner) -> bool:
+        """Whether the epoch under way is the last one planned."""
+        return runner.epoch + 1 == runner.max_epochs
+
+    def is_last_train_iter(self, runner: Runner) -> bool:
+        """Whether the iteration under way is the last one planned."""
+        return runner.iter + 1 == runner.max_iters
+
+    def get_triggered_stages(self) -> list[str]:
+        """The sites of a run that this hook implements, in the order of :attr:`stages`."""
+        return [name for name in self.stages if _is_method(self, name) and _source(self, name)]
+
+
+class HookHandle:
+    """A registered hook; ``remove()``, or leaving it as a context manager, disconnects all of it."""
+
+    def __init__(self, hook: Any, sender: Any) -> None:
+        self.hook, self.sender = hook, sender
+        self.removed = False
+        self._connected: list[tuple[Site, Receiver]] = []
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the hook is connected; nowhere once it is removed."""
+        return tuple(site for site, _ in self._connected)
+
+    def connect(self, site: Site, method: Receiver, **options: Any) -> None:
+        """Connect one method, to be disconnected with the others."""
+        site.connect(method, self.sender, **options)
+        self._connected.append((site, method))
+
+    def remove(self) -> None:
+        """Disconnect every method of the hook from this sender; a second time does nothing."""
+        connected, self._connected, self.removed = self._connected, [], True
+        for site, method in connected:
+            site.disconnect(method, self.sender)
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+
+def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priority | None = None) -> HookHandle:
+    """Connect all site methods of *hook* to *sender*'s emissions; either all of them or, on an error, none.
+
+    A method that begins with ``before_``, ``after_`` or ``on_`` and resembles no site declares one, whose payload is
+    open.
+
+    Args:
+        bus: Where its sites are.
+        hook: A ``Hook``, or any object with methods named after sites.
+        sender: Whose emissions it hears.
+        priority: Instead of ``hook.priority``, which is NORMAL where the hook has none.
+
+    Raises:
+        HookError: *hook* is a class, or a method is named almost, but not quite, like a site, or as in another
+            framework.
+        SignatureError: a method asks for something that its site doesn't offer.
+        OptionError: a priority or filter that can't be.
+    """
+    if isinstance(hook, type):
+        raise HookError(f"connecting {hook.__name__}: give an object, as in {hook.__name__}(), not the class.")
+    common = {"priority": _priority(hook, priority), "label": _name(hook)}
+    _refuse_near_misses(bus, hook)
+    methods = {name: (getattr(hook, name), {**common, **_options(hook, name)}) for name in site_methods(hook, bus)}
+    for name, (method, chosen) in methods.items():
+        site = bus.find(name, name) if name in bus else Site(name=name)  # declared once nothing can be refused any more
+        site.check(method, **chosen)
+    handle = HookHandle(hook, sender)
+    try:
+        for name, (method, chosen) in methods.items():
+            site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
+            handle.connect(site, method, **chosen)
+    except BaseException:  # a receiver of receiver_connected failed
+        handle.remove()
+        raise
+    return handle
+
+
+def site_methods(hook: Any, sites: Container[str] = ()) -> Iterator[str]:
+    """The names of *hook*'s methods that are to be connected.
+
+    These are the ones that it doesn't merely inherit from ``Hook`` and that begin with ``before_``, ``after_`` or
+    ``on_``, or are called like one of *sites*.
+    """
+    for name in _methods(hook):
+        if name.startswith(_PREFIXES) or name in sites:
+            yield name
+
+
+def _methods(hook: Any) -> list[str]:
+    names = sorted({*dir(type(hook)), *_own(hook)})
+    return [name for name in names if name[:1] != "_" and _is_method(hook, name) and _source(hook, name)]
+
+
+def _is_method(hook: Any, name: str) -> bool:
+    static = inspect.getattr_static(hook, name)  # doesn't run a property
+    return callable(static) or isinstance(static, staticmethod | classmethod | functools.partialmethod)
+
+
+def _source(hook: Any, name: str) -> str | None:
+    """The method in which *hook* has its own code for *name*: the one of that name, or the fan-in one behind it."""
+    candidates = [name, *(private for private, sites in _FAN_IN.items() if name in sites)]
+    return next((candidate for candidate in candidates if _overrides(hook, candidate)), None)
+
+
+def _overrides(hook: Any, name: str) -> bool:
+    return name in _own(hook) or getattr(type(hook), name, None) is not getattr(Hook, name, None)
+
+
+def _own(hook: Any) -> Mapping[str, Any]:
+    return getattr(hook, "__dict__", {})
+
+
+def _options(hook: Any, name: str) -> Mapping[str, Any]:
+    source = _source(hook, name) or name
+    static = inspect.getattr_static(hook, source)  # a staticmethod that was marked isn't the function that it gives
+    found: Mapping[str, Any] = getattr(static, _OPTIONS, None) or getattr(getattr(hook, source), _OPTIONS, {})
+    return found
+
+
+def _priority(hook: Any, priority: int | str | Priority | None) -> int:
+    try:
+        return get_priority(getattr(hook, "priority", Priority.NORMAL) if priority is None else priority)
+    except OptionError as error:
+        raise OptionError(f"connecting {_name(hook)}: {error}") from None
+
+
+def _refuse_near_misses(bus: Bus, hook: Any) -> None:
+    for name in _methods(hook):
+        reason = "" if name in bus else _near_miss(name, [site.name for site in bus])
+        if reason:
+            raise HookError(f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}){reason}")
+
+
+def _near_miss(name: str, sites: Sequence[str]) -> str:
+    """How the error goes on for a method whose name is a slip or another framework's; empty for an honest one."""
+    prefixed = name.startswith(_PREFIXES)
+    hint = site_hint(name) if prefixed or name in SITES else None
+    if hint:
+        return f": {hint}."
+    meant = "_".join(_SYNONYMS.get(word, word) for word in name.split("_"))
+    if meant in sites:
+        near = f"; did you mean {meant!r}?"
+    elif prefixed:
+        # A one-letter slip in the shortest name (on_log) leaves a ratio of 0.83; in longer ones much more, and there
+        # a lower bar would take honest names of one's own for slips.
+        near = did_you_mean(name, sites, 0.8 if len(name) < 8 else 0.86)
+    else:
+        # Where the beginning isn't a site's, most names are honest: only what is one slip away isn't.
+        near = did_you_mean(name, [site for site in sites if _is_slip(name, site)], 0.0)
+    return near and f" that no site calls, and no site of that name is declared{near}"
+
+
+def _is_slip(name: str, site: str) -> bool:
+    """Whether one letter too many, too few or wrong, or two in the wrong order, make *name* of *site*."""
+    start = len(os.path.commonprefix((name, site)))  # noqa: RUF071  # of letters, as is meant here
+    name, site = name[start:], site[start:]
+    end = len(os.path.commonprefix((name[::-1], site[::-1])))  # noqa: RUF071
+    name, site = name[: len(name) - end], site[: len(site) - end]
+    return (len(name) <= 1 and len(site) <= 1) or (len(name) == 2 and name == site[::-1])
+
+
+def _name(hook: Any) -> str:
+    return type(hook).__name__

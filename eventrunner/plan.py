@@ -1,0 +1,255 @@
+"""Plans: the ordered calls of one site for one sender, compiled to a function.
+
+The generated function has the payload as named parameters and one line per receiver, so an emission costs its calls
+and nothing else: no loop, no unpacking, no lookup. Which receiver failed is read off the traceback's line number, so
+that nothing is written down while all goes well.
+"""
+
+from __future__ import annotations
+
+import keyword
+import weakref
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eventrunner.connection import Connection, Table, annotate, check_plain, check_wanted
+from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, did_you_mean, listed
+
+__all__ = ["Emissions", "Emit", "Emitters", "Plan", "PlanRow", "checked_payload", "compile_plan"]
+
+Emit = Callable[..., None]
+
+_SENDER = "sender_"
+
+
+def compile_plan(site: str, connections: Sequence[Connection], given: Sequence[str]) -> Callable[..., None]:
+    """Build ``emit(sender, *, <given>)`` that calls *connections* in order.
+
+    Raises:
+        SignatureError: a receiver can't do without something that is not *given*, or is an ``async def``.
+    """
+    namespace: dict[str, Any] = {}
+    lines = [f"def emit({', '.join((_SENDER, '/', *(('*', *given) if given else ())))}):", "    try:"]
+    owners: dict[int, Connection] = {}
+    for index, connection in enumerate(connections):
+        check_wanted(connection, given)
+        check_plain(connection)
+        for line in _call_lines(index, connection, given, namespace):
+            lines.append("        " + line)
+            owners[len(lines)] = connection
+
+    def failed(error: BaseException, sender: Any) -> None:
+        # The first traceback entry is the generated frame: it was reached from there, and nothing is below it yet.
+        line = error.__traceback__.tb_lineno if error.__traceback__ else 0
+        if line in owners:
+            annotate(error, owners[line], sender)
+
+    namespace["failed_"] = failed
+    lines += [
+        "        pass",
+        "    except BaseException as error_:",
+        f"        failed_(error_, {_SENDER})",
+        "        raise",
+    ]
+    exec(compile("\n".join(lines), f"<receivers of {site}>", "exec"), namespace)
+    emit: Callable[..., None] = namespace.pop("emit")  # left there, a cycle would keep receivers until a collection
+    emit.__qualname__ = f"{site}.emit"  # what a TypeError about its arguments calls it
+    return emit
+
+
+def _call_lines(index: int, connection: Connection, given: Sequence[str], namespace: dict[str, Any]) -> Iterator[str]:
+    function = f"receiver_{index}_"
+    namespace[function] = connection.target
+    tests = []
+    if connection.weak:
+        yield f"live_{index}_ = {function}()"
+        function = f"live_{index}_"
+        tests.append(f"{function} is not None")
+    if connection.filter is not None:
+        namespace[f"passes_{index}_"] = connection.filter.passes
+        tests.append(f"passes_{index}_({_SENDER})")
+    wants, when_wants = connection.read(given)
+    if connection.options.when is not None:
+        namespace[f"when_{index}_"] = connection.options.when
+        tests.append(when_wants.source(f"when_{index}_", _SENDER, given))
+    indent = ""
+    if tests:
+        yield f"if {' and '.join(tests)}:"
+        indent = "    "
+    if connection.filter is not None:
+        namespace[f"fired_{index}_"] = connection.filter.fired
+        yield f"{indent}fired_{index}_()"
+    yield indent + wants.source(function, _SENDER, given)
+
+
+class Emitters:
+    """The compiled emissions of a bus for one sender: an attribute per site.
+
+    The attribute is None where nothing would be called, so a loop pays an attribute load and a truth test for a site
+    without receivers: ``if emitters.after_train_iter: emitters.after_train_iter(runner, batch_idx=…, …)``. All of the
+    site's payload must be given, by keyword. Kept current by the sites; read the attribute anew at each emission.
+    """
+
+    def __init__(self, sender_id: Hashable) -> None:
+        self._sender_id = sender_id
+
+    def __getattr__(self, name: str) -> Emit | None:  # for type checkers: every declared site is set by its Site
+        reason = did_you_mean(name, vars(self)) or " is declared on this bus."
+        raise UnknownSiteError(f"emitter of {name!r}: no such site{reason}")
+
+
+class Emissions:
+    """The compiled emissions of one site, by sender and payload, and the ``Emitters`` that hold some of them.
+
+    Args:
+        site: The site's name.
+        payload: What an emission may carry; None for anything.
+        table: The site's connections; :meth:`changed` must be called when they change.
+    """
+
+    def __init__(self, site: str, payload: tuple[str, ...] | None, table: Table) -> None:
+        self.site, self.payload, self.table = site, payload, table
+        self.muted = False
+        self._plans: dict[tuple[Hashable, tuple[str, ...]], Emit] = {}
+        self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
+
+    def plan(self, sender_id: Hashable, given: tuple[str, ...]) -> Emit:
+        """``emit(sender, *, <given>)`` for one sender, compiled at its first use.
+
+        Raises:
+            SignatureError: *given* has a name that it can't have, or lacks one that a receiver needs.
+        """
+        key = (sender_id if self.table.has_sender(sender_id) else self.table.anybody, given)
+        plan = self._plans.get(key)
+        if plan is None:
+            self.check(given)
+            _check_parameters(self.site, given)
+            connections = [] if self.muted else self.table.reached_by(sender_id)
+            plan = self._plans[key] = compile_plan(self.site, connections, given)
+        return plan
+
+    def check(self, given: Iterable[str]) -> None:
+        """Refuse a payload with a name that the site doesn't declare."""
+        for name in given:
+            if self.payload is not None and name not in self.payload:
+                raise SignatureError(
+                    f"an emission of {self.site!r} carries {name!r}; the site declares "
+                    f"{listed(self.payload)}{did_you_mean(name, self.payload) or '.'}"
+                )
+
+    def due(self, sender_id: Hashable, given: Collection[str]) -> list[Connection]:
+        """The connections that an emission reaches, in order, none of which lacks a payload."""
+        self.check(given)
+        connections = [] if self.muted else self.table.reached_by(sender_id)
+        for connection in connections:
+            check_wanted(connection, given)
+        return connections
+
+    def attach(self, emitters: Emitters) -> None:
+        """Keep the attribute of *emitters* that has the site's name current."""
+        self._emitters.add(emitters)
+        self._refresh(emitters)
+
+    def changed(self) -> None:
+        """Forget what was compiled."""
+        self._plans.clear()
+        for emitters in self._emitters:
+            self._refresh(emitters)
+
+    def _refresh(self, emitters: Emitters) -> None:
+        sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's
+        quiet = self.muted or not self.table.reaches(sender_id)
+        emitters.__dict__[self.site] = None if quiet else self._stub(emitters, sender_id)
+
+    def _stub(self, emitters: Emitters, sender_id: Hashable) -> Emit:
+        """Compile at the first emission, not at each of the many connections before it."""
+        owner = weakref.ref(emitters)  # the emitters hold the stub, which must not hold them
+
+        def first(sender: Any, /, **payload: Any) -> None:
+            plan = self.plan(sender_id, tuple(payload) if self.payload is None else self.payload)
+            bound = owner()
+            if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
+                bound.__dict__[self.site] = plan
+            plan(sender, **payload)
+
+        return first
+
+
+def checked_payload(site: str, payload: Iterable[str]) -> tuple[str, ...]:
+    """The names of a payload that is being declared.
+
+    Raises:
+        OptionError: a name that can't be one, or is there twice.
+    """
+    if isinstance(payload, str):
+        raise OptionError(f"site {site!r} with payload={payload!r}: give a tuple of names, as in ({payload!r},).")
+    names = tuple(payload)
+    for name in names:
+        if not _is_parameter(name) or name in ("runner", "sender"):
+            raise OptionError(
+                f"site {site!r} with payload name {name!r}: it must be an identifier that doesn't end in an "
+                "underscore and is not 'runner' or 'sender', which every receiver may have anyway."
+            )
+        if names.count(name) > 1:
+            raise OptionError(f"site {site!r} with payload name {name!r} twice: name each once.")
+    return names
+
+
+def _is_parameter(name: object) -> bool:
+    """Whether it can name a parameter, and is none that generated code uses itself."""
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and not name.endswith("_")
+
+
+def _check_parameters(site: str, given: Iterable[str]) -> None:
+    for name in given:
+        if not _is_parameter(name):
+            raise SignatureError(
+                f"an emission of {site!r} carries {name!r}; a payload's name is an identifier that doesn't end in an "
+                "underscore."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One line of a plan."""
+
+    site: str
+    priority: int
+    receiver: str
+    location: str
+    filters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What runs where, in the order in which it runs; ``str()`` is a table by site."""
+
+    rows: tuple[PlanRow, ...]
+
+    @classmethod
+    def of(cls, connections: Iterable[Connection]) -> Plan:
+        """The plan of *connections*, which come site by site and in order."""
+        return cls(
+            tuple(
+                PlanRow(c.site, c.options.priority, c.name, c.location, c.options.described(c.unit))
+                for c in connections
+            )
+        )
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        width = max((len(row.receiver) for row in self.rows), default=0)
+        place = max((len(row.location) for row in self.rows), default=0)
+        lines: list[str] = []
+        for index, row in enumerate(self.rows):
+            if not index or row.site != self.rows[index - 1].site:
+                lines.append(row.site)
+            text = f"  {row.priority:>3} {row.receiver:<{width}}  {row.location:<{place}}  {row.filters}"
+            lines.append(text.rstrip())
+        return "\n".join(lines)
