@@ -75,6 +75,8 @@ class WeightAverage(AveragedModel):
         steps = self.steps
         if steps % self.interval == 0:
             self._take_in(model, 1.0 if steps == 0 else self.weight(steps))
+        elif not self.use_buffers:  # what isn't averaged follows the model at every call
+            self._copy(_pairs("buffers", self.module.buffers(), model.buffers()))
         self.n_averaged.add_(1)
 
     def _take_in(self, model: torch.nn.Module, weight: float) -> None:
@@ -85,8 +87,11 @@ class WeightAverage(AveragedModel):
         copied = copied + [pair for pair in averaged if weight == 1.0 or not _can_blend(pair[0])]
         if blended:
             torch._foreach_lerp_([a for a, _ in blended], [_alike(v, a) for a, v in blended], weight)
-        if copied:
-            torch._foreach_copy_([a for a, _ in copied], [v for _, v in copied])
+        self._copy(copied)
+
+    def _copy(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        if pairs:
+            torch._foreach_copy_([average for average, _ in pairs], [value for _, value in pairs])
 
 
 class ExponentialMovingAverage(WeightAverage):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -144,21 +145,24 @@ class Bus:
 
     def state_dict(self, sender: Any) -> dict[str, Any]:
         """The state of the filters that *sender*'s emissions pass through, by site and receiver."""
-        return {key: found.state_dict() for key, found in self._filters(sender)}
+        return {key: found.state_dict(sender) for key, found in self._filters(sender)}
 
     def load_state_dict(self, sender: Any, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave; a filter that isn't in *state* is left as it is."""
         for key, found in self._filters(sender):
             if key in state:
-                found.load_state_dict(state[key])
+                found.load_state_dict(sender, state[key])
 
     def _filters(self, sender: Any) -> Iterator[tuple[str, Filter]]:
+        """Each under its site, file and name; those that share all three by order of connection, not of priority."""
         for site in self:
             counts: dict[str, int] = {}
-            for connection in site.connections_for(sender):
+            for connection in sorted(site.connections_for(sender), key=lambda connection: connection.order):
                 if connection.filter is not None:
-                    nth = counts[connection.name] = counts.get(connection.name, 0) + 1
-                    yield f"{site.name}/{connection.name}#{nth}", connection.filter
+                    file = os.path.basename(connection.location).partition(":")[0]  # the folder may have moved
+                    name = f"{file}:{connection.name}"
+                    nth = counts[name] = counts.get(name, 0) + 1
+                    yield f"{site.name}/{name}#{nth}", connection.filter
 
 
 def _is_site_name(name: object) -> bool:

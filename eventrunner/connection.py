@@ -88,7 +88,7 @@ class Connection:
             if not self.options.when(*args, **kwargs):
                 return False
         if self.filter is not None:
-            self.filter.fired()
+            self.filter.fired(sender)
         return True
 
 

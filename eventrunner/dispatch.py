@@ -174,6 +174,10 @@ class Site(blinker.Signal):
             if receiver is not None:
                 yield receiver
 
+    def connection(self, receiver: Receiver, sender: Any = ANY) -> Connection | None:
+        """The connection of a receiver to just this sender, or to anybody; None where there is none."""
+        return self._table.get(self._key(receiver, sender))
+
     def connections_for(self, sender: Any) -> list[Connection]:
         """The connections that *sender* reaches, in the order in which they run; for ANY those to anybody."""
         return self._table.reached_by(identity(sender))

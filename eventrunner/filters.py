@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from eventrunner.signature import Receiver, is_async
 from eventrunner.signature import label as label_of
 from eventrunner.sites import Unit
 
-__all__ = ["Filter", "Options", "parse_options"]
+__all__ = ["Filter", "FilterState", "Options", "parse_options"]
 
 _NAMES = ("priority", "every", "start", "once", "when", "label")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
@@ -96,45 +97,67 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+@dataclass(slots=True)
+class FilterState:
+    """What a filter remembers of one sender."""
+
+    last: float
+    seen: int = 0
+    done: bool = False
+
+
 class Filter:
-    """The state of one connection's ``every``, ``start`` and ``once``.
+    """One connection's ``every``, ``start`` and ``once``, counted for each sender on its own.
 
     What is counted is the sender's own counter at sites that have a unit (so a resume needs nothing), and the
     emissions seen where it has none and at other sites. A period is measured on the monotonic clock from the
-    connection or the last pass on.
+    connection or the last pass on. Senders that can't be referred to weakly share one count.
     """
 
-    __slots__ = ("done", "last", "options", "seen", "unit")
+    __slots__ = ("_began", "_shared", "_states", "options", "unit")
 
     def __init__(self, options: Options, unit: Unit) -> None:
         self.options, self.unit = options, unit
-        self.seen = 0
-        self.done = False
-        self.last = time.monotonic()
+        self._began = time.monotonic()
+        self._states: weakref.WeakKeyDictionary[Any, FilterState] = weakref.WeakKeyDictionary()
+        self._shared = FilterState(self._began)
+
+    def of(self, sender: Any) -> FilterState:
+        """What is remembered of *sender*."""
+        try:
+            return self._states[sender]
+        except KeyError:
+            state = self._states[sender] = FilterState(self._began)
+            return state
+        except TypeError:  # None, a number or a string, or something that can't be hashed
+            return self._shared
 
     def passes(self, sender: Any) -> bool:
         """Whether this emission may pass; counts it. MMEngine's rule: ``start``, ``start + every``, …, from 1."""
-        if self.done:
+        state, options = self.of(sender), self.options
+        if state.done:
             return False
-        self.seen += 1
-        options = self.options
+        state.seen += 1
         current = None if self.unit == "emission" else getattr(sender, self.unit, None)
-        ahead = (current + 1 if isinstance(current, int) else self.seen) - options.start
+        ahead = (current + 1 if isinstance(current, int) else state.seen) - options.start
         if ahead < 0 or ahead % options.every:
             return False
-        return not options.period or time.monotonic() - self.last >= options.period
+        return not options.period or time.monotonic() - state.last >= options.period
 
-    def fired(self) -> None:
+    def fired(self, sender: Any) -> None:
         """The receiver is about to run: every other filter has let the emission pass too."""
-        self.done = self.options.once
+        state = self.of(sender)
+        state.done = self.options.once
         if self.options.period:
-            self.last = time.monotonic()
+            state.last = time.monotonic()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, sender: Any) -> dict[str, Any]:
         """The counts, and the seconds since the last pass."""
-        return {"seen": self.seen, "done": self.done, "elapsed": time.monotonic() - self.last}
+        state = self.of(sender)
+        return {"seen": state.seen, "done": state.done, "elapsed": time.monotonic() - state.last}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, sender: Any, saved: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; one that no longer has ``once`` isn't done."""
-        self.seen, self.done = state["seen"], state["done"] and self.options.once
-        self.last = time.monotonic() - state["elapsed"]
+        state = self.of(sender)
+        state.seen, state.done = saved["seen"], saved["done"] and self.options.once
+        state.last = time.monotonic() - saved["elapsed"]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from eventrunner.bus import Bus, Site
-from eventrunner.errors import HookError, OptionError, did_you_mean
+from eventrunner.connection import Connection
+from eventrunner.errors import HookError, OptionError, SignatureError, did_you_mean
 from eventrunner.filters import parse_options
 from eventrunner.foreign import SITES, site_hint
 from eventrunner.priority import Priority, get_priority
@@ -31,7 +32,13 @@ Batch = Any
 
 _OPTIONS = "__eventrunner_options__"
 _PREFIXES = ("before_", "after_", "on_")
+_MEANT = {
+    "after_save_checkpoint": "after_commit_checkpoint",
+    "before_commit_checkpoint": "before_save_checkpoint",
+    "before_load_checkpoint": "after_load_checkpoint",
+}
 _SYNONYMS = {
+    "validate": "val",
     "training": "train",
     "valid": "val",
     "validation": "val",
@@ -240,23 +247,24 @@ class HookHandle:
     def __init__(self, hook: Any, sender: Any) -> None:
         self.hook, self.sender = hook, sender
         self.removed = False
-        self._connected: list[tuple[Site, Receiver]] = []
+        self._connected: list[tuple[Site, Receiver, Connection | None]] = []
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where the hook is connected; nowhere once it is removed."""
-        return tuple(site for site, _ in self._connected)
+        return tuple(site for site, _, _ in self._connected)
 
     def connect(self, site: Site, method: Receiver, **options: Any) -> None:
         """Connect one method, to be disconnected with the others."""
         site.connect(method, self.sender, **options)
-        self._connected.append((site, method))
+        self._connected.append((site, method, site.connection(method, self.sender)))
 
     def remove(self) -> None:
         """Disconnect every method of the hook from this sender; a second time does nothing."""
         connected, self._connected, self.removed = self._connected, [], True
-        for site, method in connected:
-            site.disconnect(method, self.sender)
+        for site, method, connection in connected:
+            if site.connection(method, self.sender) is connection:  # or else it was registered anew since
+                site.disconnect(method, self.sender)
 
     def __enter__(self) -> HookHandle:
         return self
@@ -291,6 +299,7 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
     for name, (method, chosen) in methods.items():
         site = bus.find(name, name) if name in bus else Site(name=name)  # declared once nothing can be refused any more
         site.check(method, **chosen)
+        _check_fan_in(hook, name)
     handle = HookHandle(hook, sender)
     try:
         for name, (method, chosen) in methods.items():
@@ -319,6 +328,8 @@ def _methods(hook: Any) -> list[str]:
 
 
 def _is_method(hook: Any, name: str) -> bool:
+    if name in _own(hook) and not hasattr(Hook, name):
+        return False  # a function that was given to the hook to keep, whatever it is called
     static = inspect.getattr_static(hook, name)  # doesn't run a property
     return callable(static) or isinstance(static, staticmethod | classmethod | functools.partialmethod)
 
@@ -331,6 +342,21 @@ def _source(hook: Any, name: str) -> str | None:
 
 def _overrides(hook: Any, name: str) -> bool:
     return name in _own(hook) or getattr(type(hook), name, None) is not getattr(Hook, name, None)
+
+
+def _check_fan_in(hook: Any, name: str) -> None:
+    """Refuse a fan-in method that can't take what the three site methods behind it pass on, all of it by keyword."""
+    source = _source(hook, name)
+    if source not in _FAN_IN:
+        return
+    passed = list(inspect.signature(getattr(Hook, source)).parameters)[2:]
+    method = getattr(hook, source)
+    try:
+        inspect.signature(method).bind(None, **dict.fromkeys(passed))
+    except TypeError as error:
+        raise SignatureError(
+            f"{_name(hook)}.{source} in {where(method)} must take runner, {', '.join(passed)}: {error}."
+        ) from None
 
 
 def _own(hook: Any) -> Mapping[str, Any]:
@@ -352,6 +378,13 @@ def _priority(hook: Any, priority: int | str | Priority | None) -> int:
 
 
 def _refuse_near_misses(bus: Bus, hook: Any) -> None:
+    for name in dir(type(hook)):
+        near = [fan_in for fan_in in _FAN_IN if name != fan_in and name.startswith("_") and _is_slip(name, fan_in)]
+        if near:
+            raise HookError(
+                f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}) that nothing calls; did you "
+                f"mean {near[0]!r}?"
+            )
     for name in _methods(hook):
         reason = "" if name in bus else _near_miss(name, [site.name for site in bus])
         if reason:
@@ -364,7 +397,7 @@ def _near_miss(name: str, sites: Sequence[str]) -> str:
     hint = site_hint(name) if prefixed or name in SITES else None
     if hint:
         return f": {hint}."
-    meant = "_".join(_SYNONYMS.get(word, word) for word in name.split("_"))
+    meant = _MEANT.get(name) or "_".join(_SYNONYMS.get(word, word) for word in name.split("_"))
     if meant in sites:
         near = f"; did you mean {meant!r}?"
     elif prefixed:

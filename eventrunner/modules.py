@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from typing import Any
 
 from torch import nn
@@ -53,9 +52,10 @@ def watch_modules(
         model: Its submodules are matched by the names of ``named_modules()``, the model itself by ``""``.
         pattern: A shell pattern such as ``"layers.*"``; ``*`` also matches dots.
         bus: Where to emit; the three sites are declared there if they aren't.
-        sender: Who emits; by default the model.
+        sender: Who emits; by default the model. ``runner.watch(pattern)`` is the form whose sender is the run, which
+            receivers connected with ``@runner.on`` and registered hooks hear.
         backward: Also emit ``after_backward``. Costs a full backward hook per module, which torch refuses for modules
-            that change their inputs or outputs in place.
+            that change their inputs or outputs in place; of a module whose inputs need no gradient it warns.
 
     Raises:
         OptionError: no module's name matches.
@@ -83,23 +83,22 @@ def watch_modules(
 
 
 def _watch(watch: ModuleWatch, name: str, module: nn.Module, emitters: Emitters, sender: Any, backward: bool) -> None:
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if emitters.before_forward:
-            emitters.before_forward(sender, name=name, module=module, inputs=inputs)
+    # A deep copy of the module (an averaged model is one) takes the hooks along, and is not the one to be watched.
+    def before(called: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if called is module and emitters.before_forward:
+            emitters.before_forward(sender, name=name, module=called, inputs=inputs, kwargs=kwargs)
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if emitters.after_forward:
-            emitters.after_forward(sender, name=name, module=module, inputs=inputs, outputs=outputs)
+    def after(called: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        if called is module and emitters.after_forward:
+            emitters.after_forward(sender, name=name, module=called, inputs=inputs, kwargs=kwargs, outputs=outputs)
 
-    def after_gradients(module: nn.Module, grad_inputs: Any, grad_outputs: Any) -> None:
-        if emitters.after_backward:
+    def after_gradients(called: nn.Module, grad_inputs: Any, grad_outputs: Any) -> None:
+        if called is module and emitters.after_backward:
             emitters.after_backward(
-                sender, name=name, module=module, grad_inputs=grad_inputs, grad_outputs=grad_outputs
+                sender, name=name, module=called, grad_inputs=grad_inputs, grad_outputs=grad_outputs
             )
 
-    watch.handles.append(module.register_forward_pre_hook(before))
-    watch.handles.append(module.register_forward_hook(after))
+    watch.handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    watch.handles.append(module.register_forward_hook(after, with_kwargs=True))
     if backward:
-        # Of a first layer, whose inputs need no gradient, torch warns that they get none, which is no surprise here.
-        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         watch.handles.append(module.register_full_backward_hook(after_gradients))

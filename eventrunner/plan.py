@@ -79,7 +79,7 @@ def _call_lines(index: int, connection: Connection, given: Sequence[str], namesp
         indent = "    "
     if connection.filter is not None:
         namespace[f"fired_{index}_"] = connection.filter.fired
-        yield f"{indent}fired_{index}_()"
+        yield f"{indent}fired_{index}_({_SENDER})"
     yield indent + wants.source(function, _SENDER, given)
 
 

@@ -54,14 +54,13 @@ RUN_SITES: tuple[SiteSpec, ...] = (
         (),
         "Gradients are complete, unscaled and not yet clipped; no weight has changed. Not in MMEngine: here one looks "
         "at or edits gradients, and here a weight that is being copied must have been copied. Skipped by an iteration "
-        "that only accumulates.",
-        "iter",
+        "that only accumulates; every= counts steps.",
     ),
     SiteSpec(
         "after_optimizer_step",
         (),
-        "The weights have changed and the gradients are still there. Not in MMEngine: the one place to see an update.",
-        "iter",
+        "The weights have changed and the gradients are still there. Not in MMEngine: the one place to see an update. "
+        "every= counts steps.",
     ),
     SiteSpec(
         "after_train_iter",
@@ -123,8 +122,12 @@ RUN_SITES: tuple[SiteSpec, ...] = (
 """The sites of a run; each is a method of ``Hook``."""
 
 MODULE_SITES: tuple[SiteSpec, ...] = (
-    SiteSpec("before_forward", ("name", "module", "inputs"), "A watched module is about to run on inputs, a tuple."),
-    SiteSpec("after_forward", ("name", "module", "inputs", "outputs"), "A watched module has produced outputs."),
+    SiteSpec(
+        "before_forward", ("name", "module", "inputs", "kwargs"), "A watched module is about to run on inputs, a tuple."
+    ),
+    SiteSpec(
+        "after_forward", ("name", "module", "inputs", "kwargs", "outputs"), "A watched module has produced outputs."
+    ),
     SiteSpec(
         "after_backward",
         ("name", "module", "grad_inputs", "grad_outputs"),

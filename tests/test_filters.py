@@ -73,11 +73,20 @@ def test_every_and_start_follow_mmengines_rule(options: dict[str, Any], numbers:
 def test_every_counts_the_senders_iterations_at_an_iteration_site() -> None:
     """Those of the run, so that neither a new epoch nor a resume begins anew."""
     bus, reached = Bus(), Seen()
-    bus.before_optimizer_step.connect(lambda runner: reached.append(runner.iter), every=4)
+    bus.before_train_iter.connect(lambda runner: reached.append(runner.iter), every=4)
     sender = SimpleNamespace(epoch=0, iter=0)
     for sender.iter in range(6, 14):
-        bus.before_optimizer_step.emit(sender)
+        bus.before_train_iter.emit(sender, batch_idx=0, data_batch=None)
     assert reached == [7, 11]
+
+
+def test_every_counts_steps_at_the_optimizers_sites() -> None:
+    """Under accumulation they aren't passed by every iteration, and each n-th step is what is asked for."""
+    bus, reached = Bus(), Seen()
+    bus.after_optimizer_step.connect(lambda runner: reached.append(runner.iter), every=2, start=1)
+    for iteration in range(3, 24, 4):
+        bus.after_optimizer_step.emit(SimpleNamespace(epoch=0, iter=iteration))
+    assert reached == [3, 11, 19]
 
 
 def test_emissions_are_counted_at_a_site_without_unit_whatever_the_sender_has() -> None:
@@ -190,14 +199,14 @@ def test_a_period_lets_the_first_emission_after_it_pass() -> None:
     assert connection.filter is not None
     site.emit()
     assert reached == []
-    connection.filter.last -= 600
+    connection.filter.of(None).last -= 600
     site.emit()
     site.emit()
     assert reached == [1]
-    connection.filter.last -= 599
+    connection.filter.of(None).last -= 599
     site.emit()
     assert reached == [1]
-    connection.filter.last -= 1
+    connection.filter.of(None).last -= 1
     site.emit()
     assert reached == [1, 1]
 
@@ -208,7 +217,7 @@ def test_a_period_isnt_used_up_by_an_emission_that_when_holds_back() -> None:
     site.connect(lambda: reached.append(1), every="10min", when=lambda: open_)
     (connection,) = site.all_connections()
     assert connection.filter is not None
-    connection.filter.last -= 600
+    connection.filter.of(None).last -= 600
     site.emit()
     open_ = True
     site.emit()
@@ -238,22 +247,30 @@ def test_a_period_goes_on_after_a_resume() -> None:
         (connection,) = bus.lunch.all_connections()
         assert connection.filter is not None
         filters.append(connection.filter)
-    filters[0].last -= 500
+    filters[0].of("run").last -= 500
     second.load_state_dict("run", first.state_dict("run"))
     assert not filters[1].passes("run")
-    filters[1].last -= 100
+    filters[1].of("run").last -= 100
     assert filters[1].passes("run")
 
 
 def test_a_state_names_the_site_and_the_receiver() -> None:
-    """Receivers of one name are numbered in the order in which they run; those without filters have no state."""
+    """Receivers of one name are numbered in the order of connection; those without filters have no state."""
     bus = Bus(())
     bus.site("lunch").connect(print, label="eat")
     bus.lunch.connect(lambda: None, label="eat", every=2)
     bus.lunch.connect(lambda: None, label="eat", once=True, priority="HIGH")
     bus.site("dinner").connect(lambda: None, label="eat", every=2)
-    assert list(bus.state_dict("run")) == ["lunch/eat#1", "lunch/eat#2", "dinner/eat#1"]
-    assert bus.state_dict("run")["lunch/eat#2"] == {"seen": 0, "done": False, "elapsed": pytest.approx(0, abs=60)}
+    assert list(bus.state_dict("run")) == [
+        "lunch/test_filters.py:eat#1",
+        "lunch/test_filters.py:eat#2",
+        "dinner/test_filters.py:eat#1",
+    ]
+    assert bus.state_dict("run")["lunch/test_filters.py:eat#2"] == {
+        "seen": 0,
+        "done": False,
+        "elapsed": pytest.approx(0, abs=60),
+    }
 
 
 def test_a_state_is_that_of_one_senders_filters() -> None:
@@ -261,7 +278,34 @@ def test_a_state_is_that_of_one_senders_filters() -> None:
     bus = Bus(())
     bus.site("lunch").connect(print, "alice", every=2)
     bus.lunch.connect(lambda: None, "bob", every=2)
-    assert list(bus.state_dict("alice")) == ["lunch/print#1"]
+    assert list(bus.state_dict("alice")) == ["lunch/builtins:print#1"]
+
+
+class Sender:
+    """Somebody who emits."""
+
+
+def test_each_sender_has_counts_of_its_own() -> None:
+    """A receiver connected to anybody serves every run alike: one run's once isn't used up by another's."""
+    site, reached = Site(), Seen()
+    first, second = Sender(), Sender()
+    site.connect(lambda sender: reached.append(("once", sender)), once=True)
+    site.connect(lambda sender: reached.append(("every", sender)), every=2)
+    for _ in range(2):
+        site.emit(first)
+        site.emit(second)
+    assert reached == [("once", first), ("once", second), ("every", first), ("every", second)]
+
+
+def test_the_state_of_one_run_leaves_the_counts_of_another_alone() -> None:
+    """What is saved is the sender's, and so is what is restored."""
+    bus, reached = Bus(()), Seen()
+    first, second = Sender(), Sender()
+    bus.site("lunch").connect(lambda sender: reached.append(sender), once=True)
+    bus.lunch.emit(first)
+    bus.load_state_dict(second, bus.state_dict(second))
+    bus.lunch.emit(second)
+    assert reached == [first, second]
 
 
 def test_a_filter_that_the_state_lacks_is_left_as_it_is() -> None:
@@ -278,8 +322,8 @@ def test_a_receiver_that_is_no_longer_connected_once_isnt_done() -> None:
     """The state of an option that was taken away doesn't silence the receiver."""
     once, always = Filter(Options(once=True), "emission"), Filter(Options(every=2), "emission")
     once.passes(None)
-    once.fired()
-    always.load_state_dict(once.state_dict())
+    once.fired(None)
+    always.load_state_dict(None, once.state_dict(None))
     assert [always.passes(None) for _ in range(3)] == [True, False, True]
 
 

@@ -474,11 +474,56 @@ def test_a_second_hook_joins_the_site_that_the_first_declared() -> None:
     """One site, in the order of registration."""
     bus, calls = Bus(()), Calls()
     for name in ("one", "two"):
-        hook = Hook()
-        hook.before_lunch = functools.partial(calls.append, name)  # type: ignore[attr-defined]
-        connect_hook(bus, hook, RUN)
+        method = functools.partialmethod(lambda self, name, runner: calls.append(name), name)
+        connect_hook(bus, type("Eater", (Hook,), {"before_lunch": method})(), RUN)
     bus.before_lunch.emit(RUN)
     assert calls == ["one", "two"]
+
+
+def test_a_function_that_a_hook_keeps_is_no_method_of_it() -> None:
+    """Whatever the attribute is called, its owner calls it, not a site."""
+    bus, hook = Bus(), Hook()
+    hook.on_done = hook.on_epoch_end = print  # type: ignore[attr-defined]
+    connect_hook(bus, hook, RUN)
+    assert "on_done" not in bus
+    assert len(bus.describe(RUN)) == 0
+
+
+def test_a_fan_in_method_takes_all_that_is_passed_on() -> None:
+    """One that names less is refused when it is registered, by its own place, not at the first iteration."""
+
+    class Short(Hook):
+        def _after_iter(self, runner: Any, batch_idx: int) -> None:  # type: ignore[override]
+            """Lack the rest."""
+
+    with pytest.raises(SignatureError) as caught:
+        connect_hook(Bus(), Short(), RUN)
+    assert re.fullmatch(
+        r"Short\._after_iter in \S*test_hook\.py:\d+ must take runner, batch_idx, data_batch, outputs, mode: "
+        r"got an unexpected keyword argument 'data_batch'\.",
+        str(caught.value),
+    )
+
+
+@pytest.mark.parametrize("name", ["_after_itr", "_before_epochs", "_afer_epoch"])
+def test_a_fan_in_method_misspelt_is_refused(name: str) -> None:
+    """One letter off, nothing would call it."""
+    hook = type("Slip", (Hook,), {name: lambda self, runner, mode="train": None})()
+    with pytest.raises(HookError, match="that nothing calls; did you mean '_(after_iter|before_epoch|after_epoch)'"):
+        connect_hook(Bus(), hook, RUN)
+
+
+def test_an_older_handle_leaves_a_newer_registration_alone() -> None:
+    """Removing the first handle of a hook that was registered again since takes nothing away."""
+    bus, calls = Bus(), Calls()
+    hook = type("Counter", (Hook,), {"after_run": lambda self, runner: calls.append(1)})()
+    first, second = connect_hook(bus, hook, RUN), connect_hook(bus, hook, RUN)
+    first.remove()
+    bus.after_run.emit(RUN)
+    assert calls == [1]
+    second.remove()
+    bus.after_run.emit(RUN)
+    assert calls == [1]
 
 
 def test_a_method_named_after_a_declared_site_is_connected_whatever_its_beginning() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 import weakref
@@ -69,16 +70,16 @@ def test_a_pattern_chooses_modules_by_name(bus: Bus, pattern: str, names: list[s
 
 
 def test_backward_emits_gradients_of_inputs_and_outputs(bus: Bus) -> None:
-    """As tuples, from the last layer to the first, whose inputs need none; torch's warning of that isn't shown."""
+    """As tuples, from the last layer to the first."""
     model, calls = network(), Calls()
     bus.after_backward.connect(
         lambda name, module, grad_inputs, grad_outputs: calls.append((name, module, grad_inputs, grad_outputs))
     )
     with watch_modules(model, "*.0", bus=bus, backward=True):
-        model(torch.ones(1, 2)).sum().backward()
+        model(torch.ones(1, 2, requires_grad=True)).sum().backward()
     (second, first) = calls
     assert [(name, module) for name, module, *_ in calls] == [("1.0", model[1][0]), ("0.0", model[0][0])]
-    assert first[2] == (None,)
+    assert torch.equal(first[2][0], first[3][0] @ model[0][0].weight)
     assert torch.equal(second[2][0], second[3][0] @ model[1][0].weight)
     assert torch.equal(first[3][0].sum(0), model[0][0].bias.grad)
 
@@ -92,9 +93,30 @@ def test_the_gradients_of_a_watched_model_are_those_of_an_unwatched_one(bus: Bus
             for site in (bus.before_forward, bus.after_forward, bus.after_backward):
                 site.connect(lambda: None)
             watch_modules(model, bus=bus, backward=True)
-        model(torch.ones(3, 2)).sum().backward()
+        model(torch.ones(3, 2, requires_grad=True)).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(plain, watched) for plain, watched in zip(*gradients, strict=True))
+
+
+def test_a_deep_copy_of_a_watched_module_is_not_watched(bus: Bus) -> None:
+    """An averaged model takes the hooks along, and emits nothing in the name of the original."""
+    model, calls = network(), Calls()
+    bus.after_forward.connect(lambda name: calls.append(name))
+    with watch_modules(model, "0.0", bus=bus):
+        copied = copy.deepcopy(model)
+        copied(torch.ones(1, 2))
+        assert calls == []
+        model(torch.ones(1, 2))
+    assert calls == ["0.0"]
+
+
+def test_what_is_passed_by_keyword_is_seen(bus: Bus) -> None:
+    """Inputs by position, and kwargs by name."""
+    linear, calls = torch.nn.Linear(2, 2), Calls()
+    bus.before_forward.connect(lambda inputs, kwargs: calls.append((len(inputs), list(kwargs))))
+    with watch_modules(linear, "", bus=bus):
+        linear(input=torch.ones(1, 2))
+    assert calls == [(0, ["input"])]
 
 
 def test_without_backward_no_backward_hook_is_set(bus: Bus) -> None:

@@ -107,6 +107,12 @@ def _weights_of_pickle(file: Path) -> dict[str, Tensor]:
     nested = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(nested, dict):
         raise CheckpointError(f"{file} holds a {type(nested).__name__}, where weights are a dict by name.")
+    for name, value in nested.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{file} holds a {type(value).__name__} under {name!r}, where weights are tensors by name, or such a "
+                "dict under 'state_dict'."
+            )
     return nested
 
 

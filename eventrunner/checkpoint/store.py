@@ -37,7 +37,14 @@ from eventrunner.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from eventrunner.checkpoint.verify import find_newest, is_checkpoint, listing, missing_checkpoint, verify_checkpoint
+from eventrunner.checkpoint.verify import (
+    PUBLISHED,
+    find_newest,
+    is_checkpoint,
+    listing,
+    missing_checkpoint,
+    verify_checkpoint,
+)
 from eventrunner.errors import CheckpointError, OptionError
 from eventrunner.version import __version__
 
@@ -78,7 +85,8 @@ class Store:
             tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
             step: Iterations that the state has completed; orders the checkpoints.
             epoch: Epochs that it has completed.
-            meta: Anything to note in the manifest; plain JSON.
+            meta: Anything to note in the manifest; plain JSON. With a true ``"published"`` it is a copy for others:
+                the hint stays as it is, and no run is resumed from it by itself.
 
         Returns:
             The path of the checkpoint.
@@ -103,8 +111,9 @@ class Store:
                 meta=plain_meta,
             )
             write_manifest(temp, manifest)
-        with _noted(name, self.folder, "is committed; what failed came after"):
-            self._point_at(name)
+        if not plain_meta.get(PUBLISHED):
+            with _noted(name, self.folder, "is committed; what failed came after"):
+                self._point_at(name)
         return self.folder / name
 
     def link(self, name: str, source: str, *, meta: Mapping[str, Any] | None = None) -> Path:

@@ -13,6 +13,7 @@ from eventrunner.checkpoint.manifest import MANIFEST_NAME, STATE_NAME, FileEntry
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
 
 __all__ = [
+    "PUBLISHED",
     "Found",
     "Listing",
     "check_files",
@@ -22,6 +23,9 @@ __all__ = [
     "missing_checkpoint",
     "verify_checkpoint",
 ]
+
+PUBLISHED = "published"
+"""The key in a manifest's meta that marks a copy made for others: it has only some parts of a run's state."""
 
 _MARKS = (MANIFEST_NAME, STATE_NAME)
 _SHOWN = 8
@@ -118,11 +122,12 @@ def _check_digest(path: Path, entry: FileEntry) -> None:
 def find_newest(folder: str | os.PathLike[str]) -> Found:
     """The newest checkpoint in *folder* whose every byte is as committed; damaged ones are passed over, not hidden.
 
-    Costs a read of each checkpoint that is looked at. The file ``last_checkpoint`` is not asked: it is a hint.
+    Published copies aren't looked at: no run can go on from them. Costs a read of each checkpoint that is. The file
+    ``last_checkpoint`` is not asked: it is a hint.
     """
     found = listing(Path(folder))
     rejected = list(found.unreadable)
-    for path, _ in reversed(found.complete):
+    for path in [path for path, manifest in reversed(found.complete) if not manifest.meta.get(PUBLISHED)]:
         try:
             verify_checkpoint(path)
         except (CheckpointError, OSError) as error:
