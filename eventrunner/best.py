@@ -1,0 +1,114 @@
+"""The best scores so far: which metrics are watched, which way each counts, and what was best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, worst
+
+__all__ = ["BestScores", "best_name", "name_list"]
+
+
+class BestScores:
+    """Watches the metrics *keys*, or with ``'auto'`` the first one that a validation reports.
+
+    Raises:
+        OptionError: keys or rules that can't be, or a rule that can't be told from a key's words.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str] | None,
+        rule: str | Sequence[str] | None = None,
+        greater_keys: str | Sequence[str] | None = None,
+        less_keys: str | Sequence[str] | None = None,
+    ) -> None:
+        self.keys = name_list("save_best", keys)
+        self.greater_keys, self.less_keys = name_list("greater_keys", greater_keys), name_list("less_keys", less_keys)
+        self.best: dict[str, tuple[float, str]] = {}
+        """Score and checkpoint's name, by metric."""
+        self._rules = self._checked_rules(name_list("rule", rule))
+
+    def check(self, names: tuple[str, ...] | None) -> None:
+        """Refuse keys that the evaluator doesn't report, where its *names* are known."""
+        for key in self.keys:
+            if key != "auto":
+                check_monitor(f"CheckpointHook(save_best={key!r})", key, names)
+
+    def improvements(self, metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+        """The watched metrics that beat their best, each with its score; :attr:`best` is the caller's to change.
+
+        Raises:
+            OptionError: a watched metric isn't there.
+        """
+        if self.keys == ["auto"]:
+            self._resolve(next(iter(metrics)))
+        found = []
+        for key in self.keys:
+            name = key.removeprefix("val/")
+            if name not in metrics:
+                near = did_you_mean(name, metrics)
+                raise OptionError(
+                    f"CheckpointHook(save_best={key!r}): the validation gave {listed(metrics)}{near or '.'}"
+                )
+            rule = self._rules[key]
+            if rule and is_better(rule, metrics[name], self.best.get(name, (worst(rule), ""))[0]):
+                found.append((name, metrics[name]))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The keys and what was best."""
+        return {"keys": list(self.keys), "best": dict(self.best)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on comparing; what ``'auto'`` became stays what it is, and what isn't watched any more is let go."""
+        if self.keys == ["auto"] and state["keys"] not in ([], ["auto"]):
+            self._resolve(state["keys"][0])
+        watched = [key.removeprefix("val/") for key in self.keys]
+        self.best = {name: (score, where) for name, (score, where) in state["best"].items() if name in watched}
+
+    def _resolve(self, key: str) -> None:
+        self._rules[key] = infer_rule(key, self._rules.pop("auto"), self.greater_keys, self.less_keys)
+        self.keys = [key]
+
+    def _checked_rules(self, rules: list[str]) -> dict[str, str | None]:
+        if len({_in_names(key) for key in self.keys}) != len(self.keys):
+            raise OptionError(f"CheckpointHook(save_best={self.keys!r}) names a metric twice.")
+        if "auto" in self.keys and len(self.keys) > 1:
+            raise OptionError("CheckpointHook(save_best=…): 'auto' stands alone, not in a list with other keys.")
+        if rules and not self.keys:
+            raise OptionError(f"CheckpointHook(rule={rules!r}) needs save_best.")
+        if len(rules) not in (0, 1, len(self.keys)):
+            raise OptionError(f"CheckpointHook(rule={rules!r}): give one rule, or one for each key of save_best.")
+        for rule in rules:
+            if rule not in RULES:
+                near = did_you_mean(rule, RULES)
+                raise OptionError(f"CheckpointHook(rule={rule!r}): the rule is 'greater' or 'less'{near or '.'}")
+        every = dict.fromkeys(self.keys, rules[-1]) if len(rules) == 1 else dict(zip(self.keys, rules, strict=False))
+        return {
+            key: every.get(key) if key == "auto" else infer_rule(key, every.get(key), self.greater_keys, self.less_keys)
+            for key in self.keys
+        }
+
+
+def best_name(metric: str, where: str) -> str:
+    """The name of the checkpoint that is the best by *metric*, of the state that would else be saved as *where*."""
+    return f"best_{_in_names(metric)}_{where}"
+
+
+def _in_names(key: str) -> str:
+    return key.removeprefix("val/").replace("/", "_").replace("\\", "_")
+
+
+def name_list(option: str, given: str | Sequence[str] | None) -> list[str]:
+    """An option that takes a name, a list of names or None, as a list.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    names = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise OptionError(f"CheckpointHook({option}={given!r}): give a name, a list of names, or None.")
+    return list(names)

@@ -1,0 +1,329 @@
+"""CheckpointHook: when to save, what to keep, and which was the best."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.best import BestScores, best_name, name_list
+from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
+from eventrunner.checkpoint.codec import encode
+from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
+from eventrunner.hook import Hook
+from eventrunner.registry import HOOKS
+from eventrunner.resume import stateful_hooks
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["CheckpointHook"]
+
+_SECTIONS = (
+    *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
+    *("gradients", "ema_state_dict"),
+)
+
+
+@HOOKS.register_module()
+class CheckpointHook(Hook):
+    """Save the run by epochs or iterations, keep the newest, mark the best, publish at the end.
+
+    A save is decided at this hook's turn and made when all receivers of the site have run, so that it holds all of
+    their states. An older checkpoint is deleted only when its successor is durable. The best checkpoint is a twin of
+    the save already made at that step (hard links: no second write), or a save of its own, and can be resumed from.
+
+    Args:
+        interval: Save each n-th epoch or iteration; by default each epoch, or at each validation interval where the
+            training goes by iterations. -1 saves at the end alone.
+        by_epoch: The unit; by default the training's own.
+        save_optimizer: Whether the optimizer's state is saved; without it the checkpoint can't be resumed from.
+        save_param_scheduler: The same of the schedulers' states.
+        out_dir: Where to save: in a folder there that is named like the run's.
+        max_keep_ckpts: How many regular checkpoints are kept, the newest; -1 keeps all. The best is not counted.
+        save_last: Whether the state at the end of training is saved, planned or early, whatever the interval.
+        save_best: A metric's name, several, or ``'auto'`` for the validation's first.
+        rule: ``'greater'`` or ``'less'``, or a list of one for each key; by default told from the key's words.
+        greater_keys: Further keys of which more is better.
+        less_keys: Further keys of which less is better.
+        filename_tmpl: The folder's name with one ``{}``; by default ``epoch_{}`` or ``iter_{}``.
+        published_keys: The parts of a checkpoint (``'state_dict'``, ``'meta'`` …) that a published copy of the best
+            and the last gets, at the end of training, as ``<name>-<first 8 digits of its weights' digest>``.
+        save_begin: The first epoch or iteration that may be saved; the interval counts from it.
+
+    Raises:
+        OptionError: a value that can't be; at construction, or when it is registered where it depends on the run.
+        CheckpointError: a hook's state holds what a checkpoint can't; before the first batch, not at the first save.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(
+        self,
+        interval: int | None = None,
+        by_epoch: bool | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        out_dir: str | Path | None = None,
+        max_keep_ckpts: int = -1,
+        save_last: bool = True,
+        save_best: str | Sequence[str] | None = None,
+        rule: str | Sequence[str] | None = None,
+        greater_keys: Sequence[str] | None = None,
+        less_keys: Sequence[str] | None = None,
+        filename_tmpl: str | None = None,
+        published_keys: str | Sequence[str] | None = None,
+        save_begin: int = 0,
+    ) -> None:
+        self.interval, self.by_epoch, self.save_last = interval, by_epoch, save_last
+        self.save_optimizer, self.save_param_scheduler = save_optimizer, save_param_scheduler
+        self.out_dir, self.max_keep_ckpts, self.save_begin = out_dir, max_keep_ckpts, save_begin
+        self.filename_tmpl = filename_tmpl
+        self.best = BestScores(save_best, rule, greater_keys, less_keys)
+        self.published_keys = name_list("published_keys", published_keys)
+        _check_flags(self)
+        _check_numbers(self)
+        _check_names(self)
+        _check_published(self)
+        self._kept: list[str] = []
+        self._last: tuple[int, str] | None = None  # step and name of the newest regular save
+        self._account: dict[str, float] = {}
+
+    def check(self, runner: Runner) -> None:
+        """Refuse what doesn't go with the run; called when the hook is registered."""
+        loop = runner.train_loop
+        if loop is None:
+            return
+        if self.by_epoch and not loop.by_epoch:
+            raise OptionError("CheckpointHook(by_epoch=True): the training goes by iterations; leave by_epoch out.")
+        if self.interval is None and loop.by_epoch and self.by_epoch is False:
+            raise OptionError(
+                "CheckpointHook(by_epoch=False) in a training by epochs: say how many iterations with interval=."
+            )
+        if self.by_epoch is None:
+            self.by_epoch = loop.by_epoch
+        if self.interval is None:
+            self.interval = 1 if self.by_epoch else loop.val_interval
+        if self.best.keys and runner.val_evaluator is None:
+            raise OptionError(
+                f"CheckpointHook(save_best={self.best.keys[0]!r}) needs a val_dataloader and a val_evaluator."
+            )
+        self.best.check(None if runner.val_evaluator is None else runner.val_evaluator.names())
+
+    def before_run(self, runner: Runner) -> None:
+        """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""
+        if self.out_dir is not None and runner.checkpoint_folder is None:
+            self._go_to(runner, Path(self.out_dir) / runner.work_dir.name)
+        if runner.mode == "train" and runner.is_main:
+            Store(runner.checkpoint_dir).clean()
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to count saves, tell what a resumed run has saved before, and refuse a hook that can't be saved."""
+        encode({"hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)}})
+        self._account = {"requested": 0, "committed": 0, "bytes": 0, "took": 0.0}
+        if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
+            runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        self._tell_best(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Save by iterations."""
+        if not self.by_epoch and (
+            self.every_n_train_iters(runner, self.interval or 0, self.save_begin)
+            or (self.save_last and self.is_last_train_iter(runner))
+        ):
+            runner.defer(lambda: self._save(runner, self._name("iter_{}", runner.progress.step)))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Save by epochs."""
+        if self.by_epoch and (
+            self.every_n_epochs(runner, self.interval or 0, self.save_begin)
+            or (self.save_last and self.is_last_train_epoch(runner))
+        ):
+            runner.defer(lambda: self._save(runner, self._name("epoch_{}", runner.progress.epochs_completed)))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Mark the best; a validation by ``val()`` is no part of a training and marks nothing."""
+        if runner.mode != "train" or not self.best.keys:
+            return
+        if not metrics:
+            runner.logger.warning("save_best", reason="the validation gave no metrics")
+            return
+        improved = self.best.improvements(metrics)
+        if improved:
+            runner.defer(functools.partial(self._save_best, runner, dict(improved)))
+
+    def after_train(self, runner: Runner) -> None:
+        """Save the last state where a run ended early, and publish; not after a failure, which may have torn it."""
+        if runner.stop_reason in ("exception", "interrupted"):
+            return
+        step = runner.progress.step
+        if self.save_last and step and (self._last is None or self._last[0] != step):
+            self._save(runner, self._boundary_name(runner))
+        if self.published_keys and runner.is_main:
+            last = [self._last[1]] if self.save_last and self._last else []
+            for name in dict.fromkeys([*last, *(best for _, best in self.best.best.values())]):
+                _publish(runner, name, self.published_keys)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept and what was best."""
+        return {"kept": list(self._kept), "last": self._last, "best": self.best.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on keeping and comparing."""
+        self._kept = list(state["kept"])
+        self._last = tuple(state["last"]) if state["last"] else None
+        self.best.load_state_dict(state["best"])
+
+    def _go_to(self, runner: Runner, folder: Path) -> None:
+        if runner.mode == "train" and not runner.resume and Store(folder).names():
+            raise RunExistsError(
+                f"CheckpointHook(out_dir={str(self.out_dir)!r}): {folder} holds another run's checkpoints; choose "
+                "another out_dir or work_dir."
+            )
+        runner.checkpoint_folder = folder
+
+    def _save(self, runner: Runner, name: str) -> None:
+        before = self._kept, self._last
+        self._kept = [*(kept for kept in self._kept if kept != name), name]
+        self._last = (runner.progress.step, name)  # both before the commit, which saves them
+        try:
+            path = self._commit(runner, name)
+        except BaseException:
+            self._kept, self._last = before
+            raise
+        if path is None:
+            return
+        runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        while 0 < self.max_keep_ckpts < len(self._kept):
+            self._delete(runner, self._kept.pop(0))
+
+    def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
+        before = self.best.best
+        where = self._boundary_name(runner)
+        new = {metric: (score, best_name(metric, where)) for metric, score in improved.items()}
+        self.best.best = {**before, **new}
+        source = self._last[1] if self._last is not None and self._last[0] == runner.progress.step else None
+        try:
+            for metric, (score, name) in new.items():
+                self._commit_best(runner, name, source, {"best": {metric: score}})
+                source = source or name
+        except BaseException:
+            self.best.best = before
+            raise
+        if not runner.is_main:
+            return
+        self._tell_best(runner)
+        for metric, (_, name) in new.items():
+            if metric in before and before[metric][1] != name:
+                self._delete(runner, before[metric][1])
+
+    def _commit_best(self, runner: Runner, name: str, source: str | None, meta: dict[str, Any]) -> None:
+        """A twin of the save that has been made at this step, or a save where there is none, or no more."""
+        if source is not None:
+            with contextlib.suppress(CheckpointNotFoundError):
+                runner.link_checkpoint(name, source, meta)
+                return
+        self._commit(runner, name, meta)
+
+    def _tell_best(self, runner: Runner) -> None:
+        infos: dict[str, Any] = {"best": {}}
+        for metric, (score, name) in self.best.best.items():
+            suffix, path = "" if len(self.best.keys) == 1 else f"_{metric}", runner.checkpoint_dir / name
+            infos[f"best_score{suffix}"] = score
+            if path.is_dir():
+                infos[f"best_ckpt{suffix}"] = str(path)
+                infos["best"][metric] = {"score": score, "path": str(path)}
+        runner.message_hub.update_info_dict(infos, resumed=False)
+
+    def _commit(self, runner: Runner, name: str, meta: dict[str, Any] | None = None) -> Path | None:
+        began = time.perf_counter()
+        self._account["requested"] += 1
+        runner.message_hub.update_info("saves", self._account, resumed=False)
+        path = runner.save_checkpoint(
+            name, save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler, meta=meta
+        )
+        if path is not None:
+            self._account["committed"] += 1
+            self._account["bytes"] += sum(file.stat().st_size for file in path.iterdir())
+            self._account["took"] += time.perf_counter() - began
+        return path
+
+    def _delete(self, runner: Runner, name: str) -> None:
+        with contextlib.suppress(CheckpointNotFoundError):  # somebody has moved it away, and that is their right
+            Store(runner.checkpoint_dir).delete(name)
+
+    def _name(self, default: str, number: int) -> str:
+        return (self.filename_tmpl or default).format(number)
+
+    def _boundary_name(self, runner: Runner) -> str:
+        """By epoch only where an epoch is complete: midway the same name would stand for another state."""
+        loop = runner.train_loop
+        if self.by_epoch and loop is not None and loop.by_epoch and not loop.position.consumed:
+            return self._name("epoch_{}", runner.progress.epochs_completed)
+        return self._name("iter_{}", runner.progress.step) if not self.by_epoch else f"iter_{runner.progress.step}"
+
+
+def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
+    path, store = runner.checkpoint_dir / name, Store(runner.checkpoint_dir)
+    checkpoint, manifest = load_checkpoint(path), verify_checkpoint(path, digests=False)
+    absent = [key for key in keys if key not in checkpoint]
+    if absent:
+        runner.logger.warning("published_keys", reason=f"{path} has no {listed(absent)}")
+    target = store.save(
+        f"{name}-{manifest.files['model.safetensors'].digest[:8]}",
+        {key: checkpoint[key] for key in keys if key in checkpoint},
+        step=manifest.step,
+        epoch=manifest.epoch,
+        meta={**manifest.meta, "published": True},
+    )
+    runner.logger.info("published", path=str(target))
+
+
+def _check_flags(hook: CheckpointHook) -> None:
+    for name in ("by_epoch", "save_optimizer", "save_param_scheduler", "save_last"):
+        value = getattr(hook, name)
+        if not isinstance(value, bool) and not (name == "by_epoch" and value is None):
+            raise OptionError(f"CheckpointHook({name}={value!r}): give True or False.")
+
+
+def _check_numbers(hook: CheckpointHook) -> None:
+    for name, value in (("interval", hook.interval), ("max_keep_ckpts", hook.max_keep_ckpts)):
+        if value is not None and (not _is_int(value) or (value < 1 and value != -1)):
+            raise OptionError(f"CheckpointHook({name}={value!r}): give an int of 1 or more, or -1.")
+    if not _is_int(hook.save_begin) or hook.save_begin < 0:
+        raise OptionError(f"CheckpointHook(save_begin={hook.save_begin!r}): give an int of 0 or more.")
+
+
+def _check_names(hook: CheckpointHook) -> None:
+    out_dir, template = hook.out_dir, hook.filename_tmpl
+    if out_dir is not None and (not isinstance(out_dir, str | os.PathLike) or not str(out_dir)):
+        raise OptionError(f"CheckpointHook(out_dir={out_dir!r}): give a folder's path.")
+    if template is not None and not _is_template(template):
+        raise OptionError(f"CheckpointHook(filename_tmpl={template!r}): give a plain name with one {{}}.")
+
+
+def _check_published(hook: CheckpointHook) -> None:
+    if hook.published_keys and not (hook.best.keys or hook.save_last):
+        raise OptionError(
+            "CheckpointHook(published_keys=…) publishes the best or the last: set save_best or save_last."
+        )
+    for key in hook.published_keys:
+        near = did_you_mean(key, _SECTIONS, 0.75)
+        if key not in _SECTIONS and near:
+            raise OptionError(f"CheckpointHook(published_keys={key!r}): a checkpoint has no such part{near}")
+
+
+def _is_template(value: object) -> bool:
+    """Whether it makes one plain name of each number."""
+    if not isinstance(value, str) or value.count("{}") != 1:
+        return False
+    rest = value.replace("{}", "")
+    return not set(rest) & set("{}/\\") and not value.startswith(".") and rest.isprintable()
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,222 @@
+"""EMAHook: keep an average of the weights, and validate, test and save with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from eventrunner.averaging import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
+from eventrunner.device import resolve_device
+from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.hook import Hook
+from eventrunner.registry import HOOKS
+from eventrunner.resume import load_model
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["EMAHook"]
+
+_AVERAGES: dict[str, type[AveragedModel]] = {
+    cls.__name__: cls for cls in (ExponentialMovingAverage, StochasticWeightAverage, MomentumAnnealingEMA)
+}
+_OWN_OPTIONS = ("ema_type", "strict_load", "begin_iter", "begin_epoch")
+
+
+@HOOKS.register_module()
+class EMAHook(Hook):
+    """Average the weights over the training; the training itself goes on with the raw ones.
+
+    From ``before_val_epoch`` to ``after_val_epoch``, and the same of a test, the model has the averaged weights and
+    ``ema_model`` the raw ones; what a receiver in between reads from the model is the average. The values are
+    exchanged in place, so whoever holds a parameter goes on holding it. A failure in between exchanges them back.
+
+    A checkpoint's ``state_dict`` has the averaged weights, for whoever loads it to predict, and its
+    ``ema_state_dict`` the raw ones: MMEngine's format. A resumed run takes both back to where they belong; weights
+    taken with ``load_from`` are what its average begins with.
+
+    The average is made at the first ``before_run`` and kept for all that follow: ``test()`` after ``train()`` tests
+    it. It costs a second copy of the model, a pass over all weights per iteration (per batch, under accumulation too),
+    and at each exchange a copy of the largest tensor.
+
+    Args:
+        ema_type: ``ExponentialMovingAverage``, ``StochasticWeightAverage`` or ``MomentumAnnealingEMA``, or a subclass
+            of torch's ``AveragedModel``.
+        strict_load: Whether a resumed checkpoint must have exactly the names of this average.
+        begin_iter: The iteration, counted from 1, at which averaging begins; before it the average follows the weights.
+        begin_epoch: The same by epochs; one of the two may be set.
+        **kwargs: The average's own options, as ``momentum`` or ``interval``.
+
+    Raises:
+        OptionError: a value that can't be, an option that the average doesn't have, or, when it is registered, a begin
+            after the training's end or a second EMAHook.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(
+        self,
+        ema_type: str | type[AveragedModel] = "ExponentialMovingAverage",
+        strict_load: bool = True,
+        begin_iter: int = 0,
+        begin_epoch: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(strict_load, bool):
+            raise OptionError(f"EMAHook(strict_load={strict_load!r}): give True or False.")
+        _check_begins(begin_iter, begin_epoch)
+        self.strict_load, self.begin_iter, self.begin_epoch = strict_load, begin_iter, begin_epoch
+        self._kind = _average_class(ema_type)
+        self._options = _checked_options(self._kind, kwargs)
+        self._swapped = False
+        self.src_model: nn.Module | None = None
+        self.ema_model: Any = None  # an AveragedModel from the first before_run on
+
+    def check(self, runner: Runner) -> None:
+        """Refuse what could never work in this run; called when the hook is registered."""
+        if any(isinstance(hook, EMAHook) and hook is not self for hook in runner.hooks):
+            raise OptionError("registering a second EMAHook: the model can be validated with one average only.")
+        for unit, begin, planned in (
+            ("epoch", self.begin_epoch, runner.max_epochs),
+            ("iter", self.begin_iter, runner.max_iters),
+        ):
+            if planned is not None and begin > planned:
+                by_iter = runner.train_loop is not None and not runner.train_loop.by_epoch and unit == "epoch"
+                raise OptionError(
+                    f"EMAHook(begin_{unit}={begin}) would never begin: the training ends after {unit} {planned}"
+                    f"{', as by iterations all of it is one epoch; give begin_iter.' if by_iter else '.'}"
+                )
+
+    def before_run(self, runner: Runner) -> None:
+        """Make the average, unless there is one of this model."""
+        if self.src_model is not runner.model:
+            self.src_model = runner.model
+            self.ema_model = _average(self._kind, runner.model, self._options)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Take the new weights in; before the begin, copy them."""
+        if runner.epoch + 1 >= self.begin_epoch and runner.iter + 1 >= self.begin_iter:
+            self.ema_model.update_parameters(self.src_model)
+        else:
+            self._follow()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Validate with the average."""
+        self._swap_ema_parameters()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Go on with the raw weights."""
+        self._swap_ema_parameters()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Test with the average."""
+        self._swap_ema_parameters()
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Leave the raw weights behind."""
+        self._swap_ema_parameters()
+
+    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+        """Leave the raw weights behind where a validation or test failed."""
+        if self._swapped:
+            self._swap_ema_parameters()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the average and exchange its tensors for the model's, in the dict alone."""
+        if self.ema_model is None:  # saved by hand, before any run
+            return
+        checkpoint["ema_state_dict"] = self.ema_model.state_dict()
+        if not self._swapped:
+            self._swap_ema_state_dict(checkpoint)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go on with the saved average, or begin with the loaded weights where there is none.
+
+        Raises:
+            ResumeError: names or shapes aren't those of this run's model.
+        """
+        if not runner.resuming or "ema_state_dict" not in checkpoint:
+            load_model(self.ema_model.module, checkpoint["state_dict"])
+            return
+        self._swap_ema_state_dict(checkpoint)
+        if self.strict_load:
+            load_model(self.ema_model, checkpoint["ema_state_dict"])
+        else:
+            self.ema_model.load_state_dict(checkpoint["ema_state_dict"], strict=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Says that the checkpoint's weights are the averaged ones, so that a run without this hook won't go on."""
+        return {"swapped": True}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is left to do: :meth:`after_load_checkpoint` has taken the average."""
+
+    @torch.no_grad()
+    def _swap_ema_parameters(self) -> None:
+        for average, source in self._pairs():
+            kept = average.clone()
+            average.copy_(source)
+            source.copy_(kept)
+        self._swapped = not self._swapped
+
+    def _swap_ema_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        weights, average = checkpoint["state_dict"], checkpoint["ema_state_dict"]
+        for name in weights:
+            key = f"module.{name}"
+            if key in average:
+                weights[name], average[key] = average[key], weights[name]
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        for average, source in self._pairs():
+            average.copy_(source)
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.src_model is not None  # before_run
+        ours, theirs = self.ema_model.module, self.src_model
+        return zip(chain(ours.parameters(), ours.buffers()), chain(theirs.parameters(), theirs.buffers()), strict=True)
+
+
+def _average(kind: type[AveragedModel], model: nn.Module, options: Mapping[str, Any]) -> AveragedModel:
+    return kind(model, **options)
+
+
+def _average_class(ema_type: str | type[AveragedModel]) -> type[AveragedModel]:
+    if isinstance(ema_type, type) and issubclass(ema_type, AveragedModel):
+        return ema_type
+    if not isinstance(ema_type, str) or ema_type not in _AVERAGES:
+        near = did_you_mean(str(ema_type), _AVERAGES) or "."
+        raise OptionError(
+            f"EMAHook(ema_type={ema_type!r}): give {listed(_AVERAGES)}, or a subclass of torch's AveragedModel{near}"
+        )
+    return _AVERAGES[ema_type]
+
+
+def _checked_options(kind: type[AveragedModel], options: dict[str, Any]) -> dict[str, Any]:
+    """The options for the average, with its device resolved; those of the built-in averages are tried out."""
+    parameters = list(inspect.signature(kind).parameters.values())[1:]  # the first is the model
+    names = [each.name for each in parameters]
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    for name in options:
+        if name not in names and not takes_all:
+            near = did_you_mean(name, [*names, *_OWN_OPTIONS]) or f"; it takes {listed(names)}."
+            raise OptionError(f"EMAHook's {kind.__name__} has no option {name!r}{near}")
+    if options.get("device") is not None:
+        options["device"] = resolve_device(options["device"])
+    if kind in _AVERAGES.values():
+        _average(kind, nn.Module(), options)
+    return options
+
+
+def _check_begins(begin_iter: int, begin_epoch: int) -> None:
+    for name, value in (("begin_iter", begin_iter), ("begin_epoch", begin_epoch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise OptionError(f"EMAHook({name}={value!r}): give an int of 0 or more.")
+    if begin_iter and begin_epoch:
+        raise OptionError(f"EMAHook(begin_iter={begin_iter}, begin_epoch={begin_epoch}): give one of the two.")

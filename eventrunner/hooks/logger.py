@@ -1,0 +1,306 @@
+"""LoggerHook: gather what was measured, and write it to the terminal, to ``log.jsonl`` and to TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.errors import MissingExtraError, OptionError, RunExistsError
+from eventrunner.hook import Hook
+from eventrunner.log import RowLog, headed, shown
+from eventrunner.registry import HOOKS
+from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["LoggerHook"]
+
+_SMOOTHED = re.compile(r"loss|time|grad_norm")
+_RATE = re.compile(r"[/.]lr(/|$)")
+_TIME = re.compile(r"/(data_)?time$")
+_APART = re.compile(r"[/.](lr(/|$)|((data_)?time|grad_norm)$)")
+_WINDOW = 1_000  # as many values of a history survive a resume
+# The columns of a line, from left to right; a key is in the first group that it begins with.
+_COLUMNS = ("train/", "val/", "lr", "took", "saved", "eta")
+
+
+@HOOKS.register_module()
+class LoggerHook(Hook):
+    """Write one row per interval and per validation, and one lasting terminal line per epoch (or interval).
+
+    Rows go to ``log.jsonl`` in the run's folder: ``step`` (iterations completed: the one clock), ``epoch`` (the number
+    of the epoch that produced the row, from 1), then ``train/…`` or ``val/…`` keys with plain floats. The same rows
+    go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size* iterations, the rest
+    are current. Only here are tensors read, so a quiet iteration waits for no device. In a resumed run, the file and
+    TensorBoard's are first cut back to where it goes on.
+
+    Args:
+        interval: A row each n-th iteration, counted within the epoch.
+        ignore_last: Write no row for an epoch's last, incomplete interval, unless the epoch is shorter than one.
+        out_dir: Where ``log.jsonl`` and ``tensorboard/`` go instead: into a folder there named like the run's.
+        log_metric_by_epoch: Whether an epoch's terminal line is headed by its number, or else by that of its last
+            iteration. Rows count iterations in any case.
+        window_size: Iterations that a smoothed value is the mean of, at most 1,000.
+        tensorboard: Also write event files; needs the extra ``tensorboard``.
+
+    Raises:
+        OptionError: a value that can't be.
+        MissingExtraError: ``tensorboard=True`` and the package isn't there.
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(
+        self,
+        interval: int = 10,
+        ignore_last: bool = True,
+        out_dir: str | Path | None = None,
+        log_metric_by_epoch: bool = True,
+        window_size: int = 10,
+        tensorboard: bool = False,
+    ) -> None:
+        _check_count("interval", interval)
+        _check_count("window_size", window_size, _WINDOW)
+        flags = {"ignore_last": ignore_last, "log_metric_by_epoch": log_metric_by_epoch, "tensorboard": tensorboard}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise OptionError(f"LoggerHook({name}={value!r}): give True or False.")
+        if out_dir is not None and (not isinstance(out_dir, str | os.PathLike) or not str(out_dir)):
+            raise OptionError(f"LoggerHook(out_dir={out_dir!r}): give a folder's path.")
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            install = "pip install 'eventrunner[tensorboard]'"
+            raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
+        self.interval, self.ignore_last, self.window_size = interval, ignore_last, window_size
+        self.out_dir, self.log_metric_by_epoch, self.tensorboard = out_dir, log_metric_by_epoch, tensorboard
+        self._folder, self._introduced = Path(), False
+        self._rows: RowLog | None = None
+        self._events: Any = None
+        self._bar: Bar | None = None
+        self._line: dict[str, Any] = {}  # a line, held until the validation and the saves of its step are done
+        self._widths: dict[str, int] = {}
+        self._saved: list[str] = []
+        self._failure: BaseException | None = None
+        self._last_row = -1
+        self._epoch_start = 0
+        self._began = self._epoch_began = time.perf_counter()
+
+    def before_run(self, runner: Runner) -> None:
+        """Introduce the run, once, and open the file."""
+        self._began, self._failure = time.perf_counter(), None
+        self._folder = runner.log_dir if self.out_dir is None else Path(self.out_dir) / runner.work_dir.name
+        path = self._folder / "log.jsonl"
+        if not self._introduced:
+            if self.out_dir is not None and not runner.resume and path.exists():
+                raise RunExistsError(
+                    f"LoggerHook(out_dir={str(self.out_dir)!r}): {path} is another run's; choose another out_dir or "
+                    "work_dir."
+                )
+            introduce(runner)
+            self._introduced = True
+        if runner.is_main:
+            self._rows = RowLog(path)
+
+    def before_train(self, runner: Runner) -> None:
+        """Cut the log back to where a resumed run goes on, and begin to draw."""
+        if self._rows is not None and runner.resuming:
+            self._cut_back(runner, self._rows)
+        self._epoch_began = time.perf_counter()
+        self._bar = Bar(runner)
+        runner.log.aside = self._bar.aside
+        self._bar.start()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Write the last epoch's line: its validation and saves are done."""
+        self._write_line(runner)
+        loop = runner.train_loop
+        self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
+        self._epoch_began = time.perf_counter()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write a row where one is due."""
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            self._log_interval(runner, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Write the row of a last, incomplete interval where it is wanted, and begin the epoch's line."""
+        taken = max(runner.iter - self._epoch_start, 1)
+        if self._last_row != runner.iter and (not self.ignore_last or taken < self.interval):
+            self._log_interval(runner, runner.iter)
+        if _by_epoch(runner):
+            event = _heading(runner, runner.iter, self.log_metric_by_epoch)
+            self._line = {"event": event, "step": runner.iter, **_over(runner, taken)}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the validation's row."""
+        self._log_metrics(runner, "val", metrics or {})
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the test's row."""
+        self._log_metrics(runner, "test", metrics or {})
+
+    def after_commit_checkpoint(self, runner: Runner, path: Path, step: int) -> None:
+        """Remember what to show as saved, and let no event from before it be lost with the process."""
+        self._saved.append(path.name)
+        if self._events is not None:
+            self._events.flush()
+
+    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+        """Remember what to say at the end."""
+        self._failure = exception
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the last line."""
+        self._write_line(runner)
+
+    def after_run(self, runner: Runner) -> None:
+        """Take the bar away, close the files, and say how it ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, runner.log.aside = None, contextlib.nullcontext
+        for opened in (self._rows, self._events):
+            if opened is not None:
+                opened.close()
+        self._rows = self._events = None
+        self._saved.clear()
+        if runner.mode == "train":
+            conclude(runner, time.perf_counter() - self._began, self._failure)
+
+    def _cut_back(self, runner: Runner, rows: RowLog) -> None:
+        loop = runner.train_loop
+        kept = rows.cut_back(runner.iter, loop is not None and not loop.validated)
+        steps = [row["step"] for row in kept if any(key.startswith("train/") for key in row)]
+        self._last_row = max(steps, default=-1)
+        if self.tensorboard:
+            self._events = _event_writer(self._folder, purge_step=runner.iter)
+            for row in kept:  # the purge takes rows of the step itself, too
+                if row["step"] == runner.iter:
+                    _add_events(self._events, row)
+
+    def _log_interval(self, runner: Runner, step: int) -> None:
+        scalars = {}
+        for key, buffer in runner.message_hub.log_scalars.items():
+            if key.startswith("train/") and len(buffer):
+                scalars[key] = buffer.mean(self.window_size) if _SMOOTHED.search(key) else buffer.current()
+        self._last_row = step
+        self._write_row(runner, scalars, step)
+        if not _by_epoch(runner):
+            self._begin_line(runner, scalars, step)
+
+    def _log_metrics(self, runner: Runner, mode: str, metrics: dict[str, float]) -> None:
+        scalars = {f"{mode}/{name}": value for name, value in metrics.items()}
+        self._write_row(runner, scalars, runner.iter)
+        if runner.mode == "train" and self._line:
+            self._line.update(scalars)
+        elif runner.mode == "train":
+            self._begin_line(runner, scalars, runner.iter)
+        else:
+            took = time.perf_counter() - self._began
+            line = headed(mode, *(f"{key} {shown(value)}" for key, value in scalars.items()), duration(took))
+            runner.logger.info(mode, step=runner.iter, **scalars, took=round(took, 3), line=line)
+
+    def _write_row(self, runner: Runner, scalars: dict[str, float], step: int) -> None:
+        position = None if runner.train_loop is None else runner.train_loop.position
+        row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
+        if self._rows is not None:
+            self._rows.write(row)
+        if self.tensorboard and runner.is_main:
+            if self._events is None:  # not before the first row, so that a run without any leaves no event file
+                self._events = _event_writer(self._folder)
+            _add_events(self._events, row)
+        runner.emit("on_log", scalars=scalars, step=step)
+
+    def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
+        """A line that is no epoch's, written when what is deferred at this site, the saves, has been done."""
+        self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
+        runner.defer(lambda: runner.defer(lambda: self._write_line(runner)))
+
+    def _write_line(self, runner: Runner) -> None:
+        """Write the line that was begun, if there is one, with what has been saved since."""
+        if not self._line:
+            return
+        (fields, self._line), (saved, self._saved) = (self._line, {}), (self._saved, [])
+        if _by_epoch(runner):
+            fields["took"] = round(time.perf_counter() - self._epoch_began, 3)
+        eta = runner.message_hub.get_info("eta")
+        if eta is not None and eta >= 1:
+            fields["eta"] = round(eta, 1)
+        event = fields.pop("event")
+        cells = _cells(fields, saved, runner.message_hub.get_info("best", {}))
+        line = self._in_columns(event, cells, fill=_by_epoch(runner))
+        if saved:
+            fields["saved"] = ",".join(saved)
+        runner.logger.info(" ".join(event.split()), **fields, line=line)
+
+    def _in_columns(self, head: str, cells: Mapping[str, str], fill: bool) -> str:
+        """A line whose cells are as wide as the widest so far; *fill* leaves room for those that it doesn't have."""
+        for name, text in cells.items():
+            self._widths[name] = max(self._widths.get(name, 0), len(text))
+        order = sorted(self._widths, key=lambda name: [name.startswith(column) for column in _COLUMNS].index(True))
+        texts = [cells.get(name, "").ljust(self._widths[name]) for name in order if fill or name in cells]
+        return "   ".join([head, *texts]).rstrip()
+
+
+def _check_count(name: str, value: object, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        allowed = "of 1 or more" if most is None else f"from 1 to {most:,}"
+        raise OptionError(f"LoggerHook({name}={value!r}): give an int {allowed}.")
+
+
+def _event_writer(folder: Path, purge_step: int | None = None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+
+
+def _add_events(writer: Any, row: Mapping[str, Any]) -> None:
+    for key, value in row.items():
+        if key not in ("step", "epoch"):
+            writer.add_scalar(key, value, row["step"])
+
+
+def _heading(runner: Runner, step: int, by_epoch: bool) -> str:
+    loop = runner.train_loop
+    assert loop is not None  # lines are a training's
+    word, done, total = "iter", step, loop.max_iters
+    if loop.by_epoch and by_epoch:
+        word, done, total = "epoch", runner.progress.epochs_completed, loop.max_epochs
+    return f"{word} {done}" if total is None else f"{word} {done:>{len(str(total))}}/{total}"
+
+
+def _by_epoch(runner: Runner) -> bool:
+    return runner.train_loop is not None and runner.train_loop.by_epoch
+
+
+def _over(runner: Runner, iterations: int) -> dict[str, float]:
+    """What an epoch's line has of its training: means, and the learning rates of its last iteration."""
+    buffers = {key: buffer for key, buffer in runner.message_hub.log_scalars.items() if key.startswith("train/")}
+    means = {key: buffer.mean(iterations) for key, buffer in buffers.items() if not _APART.search(key)}
+    return means | {key: buffer.current() for key, buffer in buffers.items() if _RATE.search(key)}
+
+
+def _cells(fields: Mapping[str, Any], saved: Sequence[str], bests: Mapping[str, Any]) -> dict[str, str]:
+    """What a line shows of its *fields*, by column."""
+    best_names = {metric: Path(best["path"]).name for metric, best in bests.items()}
+    cells = {}
+    for key, value in fields.items():
+        if key.startswith(("train/", "val/")) and not _RATE.search(key) and not _TIME.search(key):
+            star = " ★" if key.startswith("val/") and best_names.get(key.removeprefix("val/")) in saved else ""
+            cells[key] = f"{key} {shown(value):<6}{star}"
+    rates = dict.fromkeys(f"{value:.1e}" for key, value in fields.items() if _RATE.search(key))
+    if rates:
+        cells["lr"] = f"lr {' '.join(rates)}"
+    if "took" in fields or "train/time" in fields:
+        cells["took"] = f"{duration(fields['took']):<6}" if "took" in fields else f"{pace(fields['train/time']):<10}"
+    if saved:
+        regular = [name for name in saved if name not in best_names.values()] or saved
+        cells["saved"] = f"● {regular[0]}" if len(regular) == 1 else f"● {len(regular)} saves to {regular[-1]}"
+    if "eta" in fields:
+        cells["eta"] = f"eta {clock(fields['eta'])}"
+    return cells

@@ -1,0 +1,64 @@
+"""ParamSchedulerHook: step the schedulers."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.errors import OptionError, listed
+from eventrunner.hook import Hook
+from eventrunner.registry import HOOKS
+from eventrunner.schedule import all_schedules
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["ParamSchedulerHook"]
+
+
+@HOOKS.register_module()
+class ParamSchedulerHook(Hook):
+    """Step the schedulers by iteration, by epoch, or with a metric after each validation in training.
+
+    By iteration means by batch, under gradient accumulation too: one clock for everything.
+    """
+
+    priority = "LOW"
+
+    def __init__(self) -> None:
+        self._stepped: set[int] = set()  # ids of the schedulers that have been stepped
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Step those that count iterations."""
+        if runner.param_schedulers:
+            self._step(runner, by_epoch=False)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Step those that count epochs."""
+        self._step(runner, by_epoch=True)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Step those that follow a metric; a validation by ``val()`` is no part of a training and steps none."""
+        if runner.mode != "train":
+            return
+        for schedule in all_schedules(runner.param_schedulers):
+            if schedule.needs_metric and schedule.monitor is not None:
+                if schedule.monitor not in (metrics or {}):
+                    raise OptionError(
+                        f"param_scheduler monitor={schedule.monitor!r}: the validation gave {listed(metrics or {})}."
+                    )
+                schedule.step((metrics or {})[schedule.monitor])
+
+    def _step(self, runner: Runner, by_epoch: bool) -> None:
+        for schedule in all_schedules(runner.param_schedulers):
+            if schedule.by_epoch is not by_epoch or schedule.needs_metric:
+                continue
+            if id(schedule.scheduler) in self._stepped:
+                schedule.step()
+                continue
+            # While the first gradients are still being accumulated, or a scaler has skipped every step, torch takes a
+            # scheduler's first step to be in the wrong order, and warns.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                schedule.step()
+            self._stepped.add(id(schedule.scheduler))

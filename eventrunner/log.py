@@ -1,0 +1,222 @@
+"""What a run leaves in writing: lines for people, and rows for programs.
+
+Lines are structlog events, written to stdout and kept in ``log.txt``. On a terminal a line is written for eyes; in a
+pipe it has the UTC time first and ``key=value`` pairs. ``log.txt`` has the terminal's lines. Rows are JSON, in
+``log.jsonl``. Nothing is configured globally: two runs in one process have two logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+from structlog.processors import LogfmtRenderer
+
+from eventrunner.errors import OptionError, did_you_mean
+
+__all__ = ["RowLog", "RunLog", "headed", "shown"]
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# Fields whose value says enough for a reader; a program still finds them by name in the piped form.
+_BARE = frozenset({"reason", "path"})
+_OWN = ("time", "level", "event")
+_logfmt = LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+_PLAIN_SIGNS = str.maketrans({"★": "*", "●": "o", "·": "-", "…": "..."})
+
+
+class RunLog:
+    """Takes events through :attr:`logger` and writes each to stdout and, once :meth:`open` was called, to a file.
+
+    An event may have a field ``line``: how it reads on a terminal, where its other fields are for programs.
+
+    Args:
+        level: The least level that reaches stdout; the file has every level.
+        silent: Nothing reaches stdout at all (ranks other than the first).
+    """
+
+    def __init__(self, level: str = "INFO", silent: bool = False) -> None:
+        if level not in LEVELS:
+            near = did_you_mean(str(level).upper(), LEVELS)
+            raise OptionError(f"log_level={level!r} is not one of {', '.join(LEVELS)}{near or '.'}")
+        self.threshold = logging.CRITICAL + 1 if silent else getattr(logging, level)
+        self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+        """Entered around each line: what draws on the terminal steps aside."""
+        self._file: IO[str] | None = None
+        self.logger: Any = structlog.wrap_logger(
+            _Sink(self),
+            processors=[
+                structlog.stdlib.PositionalArgumentsFormatter(),
+                structlog.processors.format_exc_info,
+                _hand_over,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        )
+
+    def open(self, path: Path) -> None:
+        """Append to *path* from now on."""
+        self.close()
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+
+    def close(self) -> None:
+        """Close the file; events still reach stdout."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(self, level: str, event: dict[str, Any]) -> None:
+        """Write one event."""
+        line = _line(level, event)
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
+        if getattr(logging, level.upper()) >= self.threshold:
+            stream = sys.stdout
+            if stream is None:  # under pythonw there is nobody to read
+                return
+            text = line if stream.isatty() else _piped(level, event)
+            with self.aside():
+                print(_encodable(text, stream), file=sys.stdout, flush=True)
+
+
+class _Sink:
+    """What structlog calls at the end of the chain."""
+
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
+
+    def msg(self, level: str, event: dict[str, Any]) -> None:
+        self._log.write(level, event)
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class RowLog:
+    """``log.jsonl``: one JSON object a line, each with the ``step`` after which it was written.
+
+    A number that is none stands there as Python's json writes and reads it: ``NaN``, ``Infinity``.
+
+    Args:
+        path: The file, appended to; its folder is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _end_torn_line(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row, which another process can read when this returns."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def cut_back(self, step: int, validates_again: bool) -> list[dict[str, Any]]:
+        """Drop, whole or not at all, what a run that goes on after *step* is about to write again.
+
+        Args:
+            step: Rows after it go, and those that can't be read.
+            validates_again: Whether validation rows of that very step go too.
+
+        Returns:
+            The rows that stay.
+        """
+        self._file.close()
+        stay = [(line, row) for line, row in _read(self.path) if _stays(row, step, validates_again)]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line, _ in stay)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+        return [row for _, row in stay]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def shown(value: Any) -> str:
+    """A value as a line shows it: floats between 0.01 and 10,000 with four digits, so that columns stay in line."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size and not 0.01 <= size < 10_000:
+        return f"{value:.2e}"
+    return f"{value:.{4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1}f}"
+
+
+def headed(head: str, *parts: str) -> str:
+    """A line whose parts begin in one column, below those of other lines with short headings."""
+    return f"{head:<11} {'   '.join(part for part in parts if part)}".rstrip()
+
+
+def _hand_over(_: Any, method: str, event: Any) -> tuple[tuple[str, dict[str, Any]], dict[str, Any]]:
+    level = "error" if method == "exception" else method
+    return (level, dict(event)), {}
+
+
+def _line(level: str, event: Mapping[str, Any]) -> str:
+    fields = [(key, value) for key, value in event.items() if key not in ("event", "line", "exception")]
+    parts = [shown(value) if key in _BARE else f"{key} {shown(value)}" for key, value in fields]
+    text = str(event["line"]) if "line" in event else headed(str(event["event"]), *parts)
+    if "exception" in event:
+        text += "\n" + event["exception"]
+    return text if level in ("debug", "info") else f"{level}   {text}"
+
+
+def _piped(level: str, event: Mapping[str, Any]) -> str:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    own = {"time": time, "level": level, "event": event["event"]}
+    fields = {re.sub(r"\s", "_", key): value for key, value in event.items() if key not in (*_OWN, "line")}
+    return str(_logfmt(None, "", {key: _plain(value) for key, value in {**own, **fields}.items()}))
+
+
+def _plain(value: Any) -> str:
+    """A value with what would move the cursor spelt out; the renderer does so with line breaks."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """The text with plain signs where the stream can't encode it, so that a line never fails for a star."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN_SIGNS).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _end_torn_line(path: Path) -> None:
+    """End a line that a killed process left unfinished: the next row must not run into it."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines that are rows, as text and parsed."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield line, row
+
+
+def _stays(row: Mapping[str, Any], step: int, validates_again: bool) -> bool:
+    repeated = validates_again and row["step"] == step and any(key.startswith("val/") for key in row)
+    return bool(row["step"] <= step and not repeated)

@@ -1,0 +1,89 @@
+"""The hooks of a run: registered as objects or from dicts, and in which order they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.errors import HookError, OptionError, did_you_mean, listed
+from eventrunner.hook import Hook, HookHandle, connect_hook
+from eventrunner.hooks import DEFAULT_HOOKS
+from eventrunner.priority import Priority, get_priority
+from eventrunner.registry import HOOKS
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """The hooks of *runner*, which are its bus's receivers as long as they are on it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._handles: list[HookHandle] = []
+
+    def hooks(self) -> list[Hook]:
+        """In order of priority, then of registration."""
+        live = [handle.hook for handle in self._handles if not handle.removed]
+        return sorted(live, key=lambda hook: get_priority(hook.priority))
+
+    def add(self, hook: Any, priority: int | str | Priority | None = None) -> HookHandle:
+        """See :meth:`eventrunner.runner.Runner.register_hook`."""
+        if isinstance(hook, Mapping):
+            options = dict(hook)
+            own = options.pop("priority", None)
+            hook = HOOKS.build(options)
+            priority = own if priority is None else priority
+        if not isinstance(hook, Hook):
+            raise HookError(f"registering {hook!r}: a hook is an instance of Hook or a dict with its type and options.")
+        number = get_priority(hook.priority if priority is None else priority)
+        check = getattr(hook, "check", None)
+        if check is not None:
+            check(self._runner)
+        handle = connect_hook(self._runner.bus, hook, self._runner, number)
+        if priority is not None:
+            hook.priority = priority
+        self._handles = [known for known in self._handles if known.hook is not hook]
+        self._handles.append(handle)
+        return handle
+
+    def add_defaults(self, hooks: Any) -> None:
+        """The six default hooks, with *hooks* in place of those that it names."""
+        if hooks is not None and not isinstance(hooks, Mapping):
+            raise HookError(f"default_hooks={hooks!r} is not a dict; write default_hooks=dict(checkpoint=…).")
+        for name, hook in {**DEFAULT_HOOKS, **(hooks or {})}.items():
+            chosen = _chosen(name, hook)
+            if chosen is not None:
+                self.add(chosen)
+
+    def add_custom(self, hooks: Any) -> None:
+        """Each of a list, in order."""
+        if not isinstance(hooks, list | tuple):
+            raise HookError(f"custom_hooks={hooks!r} is not a list; write custom_hooks=[…].")
+        for hook in hooks:
+            self.add(hook)
+
+    def add_all(self, default_hooks: Any, custom_hooks: Any) -> None:
+        """The default ones, then the custom ones; where one is refused, none stays."""
+        before = len(self._handles)
+        try:
+            self.add_defaults(default_hooks)
+            self.add_custom([] if custom_hooks is None else custom_hooks)
+        except BaseException:
+            for handle in self._handles[before:]:
+                handle.remove()
+            raise
+
+
+def _chosen(name: str, hook: Any) -> Any:
+    """The default hook of that name with the options of *hook*, or another in its place, or None for none."""
+    whole = isinstance(hook, Hook) or (isinstance(hook, Mapping) and "type" in hook)
+    if name not in DEFAULT_HOOKS and not whole:
+        near = did_you_mean(str(name), DEFAULT_HOOKS)
+        raise OptionError(
+            f"default_hooks[{name!r}]={hook!r} is neither a hook nor a dict with its 'type', and {name!r} is not one "
+            f"of {listed(DEFAULT_HOOKS)}{near or '.'}"
+        )
+    return {**DEFAULT_HOOKS[name], **hook} if isinstance(hook, Mapping) and not whole else hook

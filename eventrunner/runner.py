@@ -1,0 +1,410 @@
+"""The Runner: puts the parts of a run together and offers the names that hooks read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from eventrunner import dist
+from eventrunner.bus import Bus, default_bus
+from eventrunner.checkpoint import Store
+from eventrunner.checkpoint.snapshot import snapshot
+from eventrunner.device import resolve_device
+from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
+from eventrunner.evaluator import Evaluator
+from eventrunner.foreign import argument_hint, method_hint
+from eventrunner.history import MessageHub
+from eventrunner.hook import Hook, HookHandle
+from eventrunner.log import RunLog
+from eventrunner.loops import EvalLoop, TrainLoop
+from eventrunner.modules import ModuleWatch, watch_modules
+from eventrunner.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.priority import Priority
+from eventrunner.resume import gather
+from eventrunner.roster import Roster
+from eventrunner.rundir import check_free, check_sources, choose_folder, claim, known_seed, script_name
+from eventrunner.session import session
+from eventrunner.settings import Randomness, Training, check_evaluation, check_model, compile_options
+from eventrunner.signature import short_path
+from eventrunner.state import Progress, seed_all, set_rng_state
+
+__all__ = ["Runner"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+PathLike = str | os.PathLike[str]
+
+
+class Runner:
+    """Trains, validates and tests a model, and passes a site at every step of the way.
+
+    Everything is an object that the caller made; dicts are taken where they name hooks or hold plain settings.
+
+    Args:
+        model: What is trained. Moved to *device*; the optimizer may have been made before.
+        work_dir: The run's folder. None makes ``runs/<script>/<next number>``.
+        train_dataloader: Any iterable of batches that can be passed over repeatedly.
+        val_dataloader: The same, for the validations within training and for :meth:`val`.
+        test_dataloader: The same, for :meth:`test`.
+        train_cfg: ``dict(max_epochs=…)`` or ``dict(max_iters=…)``, and ``val_begin``, ``val_interval`` in that unit.
+        train_step: ``f(model, batch)`` that returns a dict with ``'loss'``, a scalar tensor; other one-element
+            tensors or numbers in it are logged. One that also takes ``optim_wrapper`` updates the weights itself.
+            Left out where the model has a ``train_step(batch)`` of its own.
+        val_step: ``f(model, batch)`` that returns what the metrics' ``update`` takes: a tuple for several arguments.
+            Also used by the test. Left out where the model has a ``val_step(batch)``.
+        optimizer: Any ``torch.optim`` optimizer, or
+        optim_wrapper: an :class:`OptimWrapper` for accumulation, clipping and mixed precision, or a dict of several.
+        param_scheduler: torch's scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…)``, a list of these, or a dict
+            of lists. Without ``by_epoch`` the unit is the training's own.
+        val_evaluator: ``{"accuracy": metric}``: anything with update, compute and reset; logged as ``val/accuracy``.
+        test_evaluator: The same for the test; by default the validation's.
+        default_hooks: Overrides by name (``runtime_info, timer, sampler_seed, logger, param_scheduler,
+            checkpoint``): options, a hook, or None to leave one out. Other names add hooks.
+        custom_hooks: Further hooks: objects, or dicts with ``type``, ``priority`` and options.
+        load_from: Weights to begin with: a checkpoint's folder, a ``.safetensors`` or a ``.pth`` file.
+        resume: True goes on from the newest valid checkpoint of the folder, or begins afresh where there is none; a
+            path goes on from that checkpoint.
+        randomness: ``dict(seed=…, deterministic=…, diff_rank_seed=…)``. Without a seed one is drawn and logged. It is
+            set when the Runner is made, so seed a model's initial weights before making it.
+        device: Where to train; by default the accelerator, if there is one.
+        compile: What ``torch.compile`` takes: True, a mode, or a dict of options.
+        bus: Whose sites are passed; by default the one that ``eventrunner.on`` connects to.
+        experiment_name: For logs and trackers; by default the script's name and the time.
+        cfg: Anything; hooks find it as ``runner.cfg``.
+        log_level: The least level of lines on stdout.
+        progress: Whether a bar is drawn on stderr where that is a terminal.
+
+    Raises:
+        ArgumentError: an argument that Runner doesn't have; says what it is called here.
+        OptionError: a value that can't be, or parts that don't go together; before anything is written.
+        RunExistsError: *work_dir* holds another run.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None = None,
+        work_dir: PathLike | None = None,
+        train_dataloader: Any = None,
+        val_dataloader: Any = None,
+        test_dataloader: Any = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        train_step: Callable[..., Any] | None = None,
+        val_step: Callable[..., Any] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        optim_wrapper: OptimWrapper | OptimWrapperDict | Mapping[str, Any] | None = None,
+        param_scheduler: Any = None,
+        val_evaluator: Any = None,
+        test_evaluator: Any = None,
+        default_hooks: Mapping[str, Any] | None = None,
+        custom_hooks: Sequence[Any] | None = None,
+        load_from: PathLike | None = None,
+        resume: bool | PathLike = False,
+        randomness: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        compile: bool | str | Mapping[str, Any] = False,  # noqa: A002  # torch's own word
+        bus: Bus | None = None,
+        experiment_name: str | None = None,
+        cfg: Any = None,
+        log_level: str = "INFO",
+        progress: bool = True,
+        **unknown: Any,
+    ) -> None:
+        _refuse_unknown(unknown)
+        self.rank, self.world_size, self.distributed = dist.rank(), dist.world_size(), dist.is_distributed()
+        self.is_main = dist.is_main()
+        folder = choose_folder(work_dir, resume)
+        if folder is not None:
+            check_free(folder, bool(resume))
+        check_sources(resume, load_from)
+        self.log = RunLog(log_level, silent=not self.is_main)
+        self.logger = self.log.logger
+        self.device = resolve_device(device)
+        self.model = check_model(model).to(self.device)
+        self.train_step, self.val_step = train_step, val_step
+        self.bus = default_bus if bus is None else bus
+        self.emitters = self.bus.emitters(self)
+        self.cfg, self.show_progress = cfg, progress
+        self.load_from, self.resume = load_from, resume
+        self.timestamp = time.strftime("%Y%m%d_%H%M%S")
+        self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
+        self._init_state()
+        chance = Randomness.parse(randomness, known_seed(folder) if resume else None)
+        compiled = compile_options(compile)
+        self._init_evaluation(val_dataloader, val_evaluator, test_dataloader, test_evaluator)
+        parts = {"train_dataloader": train_dataloader, "train_cfg": train_cfg, "train_step": train_step}
+        parts.update(optimizer=optimizer, optim_wrapper=optim_wrapper, param_scheduler=param_scheduler)
+        self._init_training(Training.parse(self.model, self.val_evaluator, parts))
+        self._init_randomness(chance)
+        self.register_hooks(default_hooks, custom_hooks)
+        if compiled is not None:
+            self.model.compile(**compiled)  # in place, so that the names in state_dict stay those of the model
+        self.work_dir: Path = dist.broadcast_object(claim(folder) if self.is_main else None)
+
+    def _init_state(self) -> None:
+        self.progress = Progress()
+        self.message_hub = MessageHub(self.experiment_name)
+        self.mode: str | None = None
+        self.stop_reason = self.stop_where = ""
+        self.opened = self.loaded = self.resuming = self.training_began = False
+        self.pending_rng: dict[str, Any] | None = None
+        self.deferred: list[Callable[[], Any]] = []
+        self.checkpoint_folder: Path | None = None
+        self._roster = Roster(self)
+
+    def _init_randomness(self, randomness: Randomness) -> None:
+        self.seed, self.deterministic = randomness.seed, randomness.deterministic
+        if self.distributed:
+            self.seed = dist.broadcast_object(self.seed)
+        seed_all(self.seed + (self.rank if randomness.diff_rank_seed else 0), self.deterministic)
+
+    def _init_evaluation(self, val_loader: Any, val_metrics: Any, test_loader: Any, test_metrics: Any) -> None:
+        if test_metrics is None and test_loader is not None:
+            test_metrics = val_metrics
+            val_metrics = None if val_loader is None else val_metrics
+        self.val_evaluator = check_evaluation("val", self.model, val_loader, val_metrics, self.val_step)
+        self.test_evaluator = check_evaluation("test", self.model, test_loader, test_metrics, self.val_step)
+        self.val_loop = self._eval_loop("val", val_loader, self.val_evaluator)
+        self.test_loop = self._eval_loop("test", test_loader, self.test_evaluator)
+
+    def _eval_loop(self, mode: str, dataloader: Any, evaluator: Evaluator | None) -> EvalLoop | None:
+        if evaluator is None:
+            return None
+        evaluator.to(self.device)
+        return EvalLoop(self, mode, dataloader, evaluator)
+
+    def _init_training(self, training: Training | None) -> None:
+        self.optim_wrapper: Any = None
+        self.param_schedulers: Any = []
+        self.train_loop: TrainLoop | None = None
+        self.updates_itself = False
+        if training is not None:
+            self.optim_wrapper, self.param_schedulers = training.optim, training.schedules
+            self.updates_itself = training.updates_itself
+            self.train_loop = TrainLoop(self, training.dataloader, training.settings)
+
+    @property
+    def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:
+        """The optimizers' wrappers, each with the prefix of its keys in the log: ``""``, or ``name.`` among several."""
+        if self.optim_wrapper is None:
+            return []
+        if isinstance(self.optim_wrapper, OptimWrapperDict):
+            return [(f"{name}.", wrapper) for name, wrapper in self.optim_wrapper.items()]
+        return [("", self.optim_wrapper)]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = None if name.startswith("_") else method_hint(name)
+            raise AttributeError(f"Runner has no {name!r}: {hint}." if hint else f"Runner has no attribute {name!r}.")
+
+    # What hooks read
+
+    @property
+    def epoch(self) -> int:
+        """Epochs counted; 0 in the first."""
+        return self.progress.epoch
+
+    @property
+    def iter(self) -> int:
+        """Iterations counted; 0 in the first."""
+        return self.progress.iter
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The epochs planned, or None without a training."""
+        return None if self.train_loop is None else self.train_loop.max_epochs
+
+    @property
+    def max_iters(self) -> int | None:
+        """The iterations planned, or None without a training or where the dataloader has no length."""
+        return None if self.train_loop is None else self.train_loop.max_iters
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The train loop's dataloader."""
+        return None if self.train_loop is None else self.train_loop.dataloader
+
+    @property
+    def val_dataloader(self) -> Any:
+        """The validation loop's dataloader."""
+        return None if self.val_loop is None else self.val_loop.dataloader
+
+    @property
+    def test_dataloader(self) -> Any:
+        """The test loop's dataloader."""
+        return None if self.test_loop is None else self.test_loop.dataloader
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The optimizer wrapper's autocast type; evaluation uses it too."""
+        return None if self.optim_wrapper is None else self.optim_wrapper.amp_dtype
+
+    @property
+    def log_dir(self) -> Path:
+        """Where logs are: the run's folder."""
+        return self.work_dir
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints are: the run's folder, unless CheckpointHook has an ``out_dir``."""
+        return self.checkpoint_folder or self.work_dir
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """The registered hooks in order of priority, then of registration."""
+        return self._roster.hooks()
+
+    # Receivers
+
+    def on(self, site: str, **options: Any) -> Callable[[F], F]:
+        """Decorate a function to be called when this run passes *site*; options as in ``Site.connect``."""
+        return self.bus.on(site, sender=self, depth=2, **options)
+
+    def watch(self, pattern: str = "*", backward: bool = False) -> ModuleWatch:
+        """Put the modules whose names match *pattern* on the bus; see :func:`eventrunner.modules.watch_modules`."""
+        return watch_modules(self.model, pattern, bus=self.bus, sender=self, backward=backward)
+
+    def register_hook(self, hook: Hook | Mapping[str, Any], priority: int | str | Priority | None = None) -> HookHandle:
+        """Register a hook, or build and register one from ``dict(type=…, priority=…, **options)``.
+
+        The priority is the argument, else the dict's, else the class's. The dict is left as it is. Registering the
+        same object again replaces its priority.
+
+        Raises:
+            HookError: neither a hook nor a dict, or a method that no site calls.
+            OptionError: a type or option that there isn't, or a value that can't be.
+        """
+        return self._roster.add(hook, priority)
+
+    def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
+        """Register the six default hooks with *hooks* in place of those it names."""
+        self._roster.add_defaults(hooks)
+
+    def register_custom_hooks(self, hooks: Sequence[Any]) -> None:
+        """Register *hooks* in order."""
+        self._roster.add_custom(hooks)
+
+    def register_hooks(
+        self, default_hooks: Mapping[str, Any] | None = None, custom_hooks: Sequence[Any] | None = None
+    ) -> None:
+        """Register the default hooks, then the custom ones; where one is refused, none stays."""
+        self._roster.add_all(default_hooks, custom_hooks)
+
+    def get_hooks_info(self) -> str:
+        """The receivers of this run by site, in the order in which they run."""
+        return str(self.bus.describe(self))
+
+    def call_hook(self, name: str, **payload: Any) -> None:
+        """Pass the site called *name*, a custom one too.
+
+        Raises:
+            UnknownSiteError: nobody declared it and no hook implements it.
+            SignatureError: the payload isn't the site's.
+        """
+        self.bus.find(name, f"call_hook({name!r})").emit(self, **payload)
+
+    emit = call_hook
+
+    # Running
+
+    def train(self) -> nn.Module:
+        """Train to the end, or to a stop; returns the model. Called again after a stop, it goes on."""
+        if self.train_loop is None:
+            raise OptionError(
+                "train() needs train_dataloader, train_cfg and an optimizer; Runner was made without them."
+            )
+        with session(self, "train"):
+            try:
+                self.train_loop.run()
+            finally:
+                self.train_loop.end()
+        return self.model
+
+    def val(self) -> dict[str, float]:
+        """Validate once; returns the metrics by name."""
+        if self.val_loop is None:
+            raise OptionError("val() needs val_dataloader and val_evaluator; Runner was made without them.")
+        with session(self, "val"):
+            return self.val_loop.run()
+
+    def test(self) -> dict[str, float]:
+        """Test once; returns the metrics by name."""
+        if self.test_loop is None:
+            raise OptionError("test() needs test_dataloader and test_evaluator; Runner was made without them.")
+        with session(self, "test"):
+            return self.test_loop.run()
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Stop training after the iteration under way; the run is left as it would be at its end."""
+        frame = sys._getframe(1)  # noqa: SLF001  # who stopped it is worth a line at the end
+        self.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+        self.stop_reason = reason
+        if self.train_loop is not None:
+            self.train_loop.stop_training = True
+
+    def begin_train(self) -> None:
+        """Pass ``before_train``; then, in a resumed run, put the generators back where the checkpoint had them."""
+        self.training_began = True
+        self.emit("before_train")
+        self.run_deferred()
+        if self.pending_rng is not None:
+            set_rng_state(self.pending_rng)
+            self.pending_rng = None
+
+    def defer(self, action: Callable[[], Any]) -> None:
+        """Have *action* called once all receivers of the site under way have run.
+
+        At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never.
+        """
+        self.deferred.append(action)
+
+    def run_deferred(self) -> None:
+        """Call what was deferred, in order."""
+        while self.deferred:
+            self.deferred.pop(0)()
+
+    def save_checkpoint(
+        self,
+        name: str,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Path | None:
+        """Save the run's state as folder *name*, complete and durable when this returns; None on other ranks.
+
+        Raises:
+            CheckpointError: something in the state can't be held by a checkpoint.
+            OSError: the disk refused; nothing was changed.
+        """
+        if not self.is_main:
+            return None
+        checkpoint = gather(self, save_optimizer, save_param_scheduler)
+        self.emit("before_save_checkpoint", checkpoint=checkpoint)
+        store = Store(self.checkpoint_dir)
+        step, epoch = self.progress.step, self.progress.epochs_completed
+        path = store.save(name, snapshot(checkpoint), step=step, epoch=epoch, meta=dict(meta or {}))
+        self.emit("after_commit_checkpoint", path=path, step=step)
+        return path
+
+    def link_checkpoint(self, name: str, source: str, meta: Mapping[str, Any] | None = None) -> Path | None:
+        """Commit a twin of checkpoint *source* as folder *name*: hard links, no second write; None on other ranks."""
+        if not self.is_main:
+            return None
+        path = Store(self.checkpoint_dir).link(name, source, meta=dict(meta or {}))
+        self.emit("after_commit_checkpoint", path=path, step=self.progress.step)
+        return path
+
+
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    known = Runner.__init__.__kwdefaults__ or {}
+    for name in arguments:
+        hint = argument_hint(name)
+        reason = f": {hint}." if hint else did_you_mean(name, known) or f"; it takes {listed(known)}."
+        raise ArgumentError(f"Runner() has no argument {name!r}{reason}")

@@ -1,0 +1,134 @@
+"""Schedules: torch's own ``lr_scheduler`` objects, and when each is stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.rules import check_monitor
+
+__all__ = ["Schedule", "Schedules", "all_schedules", "build_schedules"]
+
+_KEYS = ("scheduler", "by_epoch", "monitor")
+
+
+@dataclass(slots=True)
+class Schedule:
+    """A scheduler, its unit (epochs or iterations), and for plateau schedulers the metric that it follows."""
+
+    scheduler: Any  # torch types the step of a plateau scheduler apart from that of the others
+    by_epoch: bool
+    monitor: str | None = None
+
+    @property
+    def needs_metric(self) -> bool:
+        """Whether ``step`` takes a metric, after a validation, instead of counting."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def step(self, *metric: float) -> None:
+        """One step of the scheduler."""
+        self.scheduler.step(*metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own state."""
+        return dict(self.scheduler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back the scheduler's own state."""
+        self.scheduler.load_state_dict(state)
+
+
+Schedules = list[Schedule] | dict[str, list[Schedule]]
+
+
+def build_schedules(
+    given: Any, by_epoch: bool, optimizers: Mapping[str, Any], metrics: tuple[str, ...] | None
+) -> Schedules:
+    """What ``param_scheduler=`` may be, as a list of schedules or a dict of such lists.
+
+    Args:
+        given: A scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…)``, a list of these, or a dict of lists by the
+            names of several optimizers.
+        by_epoch: The unit of a scheduler that doesn't say: the train loop's own.
+        optimizers: The run's optimizers by name, the only one under ``""``; each scheduler must drive one of them.
+        metrics: The evaluator's names, to check ``monitor`` against; None where they aren't known yet.
+
+    Raises:
+        OptionError: something else, an optimizer of another run, or a plateau scheduler without a metric.
+    """
+    if isinstance(given, Mapping) and given and set(given) <= set(optimizers):
+        return {name: _build_list(part, by_epoch, [optimizers[name]], metrics) for name, part in given.items()}
+    return _build_list(given, by_epoch, list(optimizers.values()), metrics)
+
+
+def all_schedules(schedules: Schedules) -> Iterator[Schedule]:
+    """Every schedule, in order."""
+    for part in schedules.values() if isinstance(schedules, dict) else [schedules]:
+        yield from part
+
+
+def _build_list(given: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str, ...] | None) -> list[Schedule]:
+    if given is None:
+        return []
+    items = given if isinstance(given, list | tuple) else [given]
+    return [_build(item, by_epoch, optimizers, metrics) for item in items]
+
+
+def _build(item: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str, ...] | None) -> Schedule:
+    config = dict(item) if isinstance(item, Mapping) else {"scheduler": item}
+    for key in config:
+        if key == "type":
+            raise OptionError(
+                f"param_scheduler={dict(item)!r}: give torch's object, as in "
+                "dict(scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10), by_epoch=True)."
+            )
+        if key not in _KEYS:
+            near = did_you_mean(str(key), _KEYS)
+            raise OptionError(
+                f"param_scheduler has no key {key!r}; it takes {', '.join(_KEYS)}, or lists by the names of several "
+                f"optimizers{near or '.'}"
+            )
+    if "scheduler" not in config:
+        raise OptionError(f"param_scheduler={config!r} has no 'scheduler', an object of torch.optim.lr_scheduler.")
+    scheduler = config["scheduler"]
+    if not isinstance(scheduler, LRScheduler):
+        raise OptionError(f"param_scheduler {scheduler!r} is not a scheduler of torch.optim.lr_scheduler.")
+    if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
+        raise OptionError(
+            f"param_scheduler {type(scheduler).__name__} drives another optimizer than the one that this run steps."
+        )
+    schedule = Schedule(scheduler, _unit(config.get("by_epoch"), by_epoch), config.get("monitor"))
+    if schedule.needs_metric:
+        schedule.monitor = _monitor(schedule.monitor, metrics)
+    elif schedule.monitor is not None:
+        raise OptionError(
+            f"param_scheduler monitor={schedule.monitor!r}: {type(scheduler).__name__} follows no metric; "
+            "ReduceLROnPlateau does."
+        )
+    return schedule
+
+
+def _unit(given: Any, default: bool) -> bool:
+    if given is None:
+        return default
+    if not isinstance(given, bool):
+        raise OptionError(
+            f"param_scheduler by_epoch={given!r} must be True, False, or left out for the training's own."
+        )
+    return given
+
+
+def _monitor(monitor: str | None, metrics: tuple[str, ...] | None) -> str:
+    """The metric's name as the evaluator has it; the only one there is, where none is named."""
+    if monitor is None and metrics is not None and len(metrics) == 1:
+        return metrics[0]
+    if monitor is None:
+        raise OptionError(
+            "param_scheduler ReduceLROnPlateau follows a metric: pass "
+            f"dict(scheduler=…, monitor=NAME) with one of {listed(metrics or (), 'the names of val_evaluator')}."
+        )
+    return check_monitor(f"param_scheduler monitor={monitor!r}", monitor, metrics)

@@ -1,0 +1,179 @@
+"""One ``train()``, ``val()`` or ``test()`` from its first site to its last, whatever happens between them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventrunner.checkpoint import find_newest, load_checkpoint, load_weights
+from eventrunner.errors import OptionError
+from eventrunner.resume import load_model, restore
+from eventrunner.rundir import check_free, environment, read_run, write_run
+
+if TYPE_CHECKING:
+    from eventrunner.runner import Runner
+
+__all__ = ["session"]
+
+
+@contextlib.contextmanager
+def session(runner: Runner, mode: str) -> Iterator[None]:
+    """Pass ``before_run``, load what is to be loaded, and leave through ``after_train`` and ``after_run``.
+
+    On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. At the leaving sites every receiver
+    is called even where one of them fails, and the first exception is what propagates; later ones are logged and
+    passed to ``on_receiver_error``.
+
+    Raises:
+        OptionError: another session of the runner is under way.
+        RunExistsError: another run has begun in the folder since the Runner was made.
+    """
+    _enter(runner, mode)
+    try:
+        _open(runner, mode)
+        runner.emit("before_run")
+        if not runner.loaded:
+            _load(runner)
+            runner.loaded = True
+        yield
+        if mode == "train":
+            _finish_train(runner)
+        runner.stop_reason = runner.stop_reason or "completed"
+    except BaseException as error:
+        _fail(runner, mode, error)
+        raise
+    failure = _leave(runner, "after_run", None)
+    if failure is not None:
+        runner.stop_reason = "exception"
+    _close(runner, mode)
+    if failure is not None:
+        raise failure
+
+
+def _enter(runner: Runner, mode: str) -> None:
+    if runner.mode is not None:
+        instead = "." if mode == "train" else f"; within it, runner.{mode}_loop.run() evaluates."
+        raise OptionError(f"{mode}() was called while {runner.mode}() is under way{instead}")
+    if runner.is_main and not runner.opened:  # two runs may have been made for one folder before either began
+        check_free(runner.work_dir, bool(runner.resume))
+    runner.opened = True
+    runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
+    runner.training_began = False
+    runner.deferred.clear()
+    if runner.train_loop is not None:
+        runner.train_loop.stop_training = False
+
+
+def _finish_train(runner: Runner) -> None:
+    stopped = runner.train_loop is not None and runner.train_loop.stop_training
+    runner.stop_reason = runner.stop_reason or ("stopped" if stopped else "completed")
+    runner.training_began = False
+    failure = _leave(runner, "after_train", None)
+    if failure is not None:
+        raise failure
+    runner.run_deferred()
+
+
+def _fail(runner: Runner, mode: str, error: BaseException) -> None:
+    """Leave with *error*, which nothing that fails on the way may mask."""
+    runner.stop_reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "exception"
+    _leave(runner, "on_exception", error, exception=error)
+    if runner.training_began:
+        _leave(runner, "after_train", error)
+    _leave(runner, "after_run", error)
+    try:
+        _close(runner, mode)
+    except OSError as also:
+        error.add_note(f"run.json doesn't say how the run ended: {also}")
+
+
+def _leave(runner: Runner, site: str, failure: BaseException | None, **payload: Any) -> BaseException | None:
+    """Pass *site*, every receiver of it; returns the first failure there was, *failure* if there was one before."""
+    for error in runner.bus.find(site, site).emit_all(runner, **payload):
+        if failure is None:
+            failure = error
+        else:
+            _report(runner, site, error)
+    return failure
+
+
+def _report(runner: Runner, site: str, error: BaseException) -> None:
+    """Where an error goes that must not mask an earlier one: the log, and ``on_receiver_error``."""
+    further = runner.bus.on_receiver_error.emit_all(runner, site=site, error=error)
+    with contextlib.suppress(OSError):  # the disk that is full may be what the run failed of
+        for each in (error, *further):
+            each.__suppress_context__ = True  # the first failure is shown by whoever catches it
+            runner.logger.error("receiver failed too", reason=f"{site}: {each!r}", exc_info=each)
+
+
+def _open(runner: Runner, mode: str) -> None:
+    if not runner.is_main:
+        return
+    runner.log.open(runner.work_dir / "log.txt")
+    known = read_run(runner.work_dir)
+    facts = {} if known else {**environment(), "experiment_name": runner.experiment_name, "ended": ""}
+    write_run(runner.work_dir, {**facts, "seed": runner.seed, **({"ended": ""} if mode == "train" else {})})
+    runner.logger.debug("receivers by site, in the order in which they run:\n" + runner.get_hooks_info())
+
+
+def _close(runner: Runner, mode: str) -> None:
+    runner.mode = None
+    if not runner.is_main:
+        return
+    try:
+        write_run(runner.work_dir, _ending(runner, mode))
+    finally:
+        runner.log.close()
+
+
+def _ending(runner: Runner, mode: str) -> dict[str, str]:
+    """How it ended, as ``run.json`` says it; a validation or test says nothing where a training has ended before."""
+    if mode == "train":
+        progress = runner.progress
+        return {"ended": f"{runner.stop_reason} after epoch {progress.epochs_completed}, step {progress.step}"}
+    ended = (read_run(runner.work_dir) or {}).get("ended", "")
+    return {} if " after epoch " in ended else {"ended": f"{mode} {runner.stop_reason}"}
+
+
+def _load(runner: Runner) -> None:
+    path = _resume_path(runner)
+    if path is not None:
+        checkpoint = load_checkpoint(path)  # on the CPU: generators and step counts stay there, the rest is copied
+        runner.resuming = True
+        runner.emit("after_load_checkpoint", checkpoint=checkpoint)
+        if runner.train_loop is None:
+            load_model(runner.model, checkpoint["state_dict"])
+        else:
+            restore(runner, checkpoint)
+        runner.seed = checkpoint.get("meta", {}).get("seed", runner.seed)
+        _report_resume(runner, path)
+    elif runner.load_from is not None:
+        checkpoint = {"state_dict": load_weights(Path(runner.load_from))}
+        runner.emit("after_load_checkpoint", checkpoint=checkpoint)
+        load_model(runner.model, checkpoint["state_dict"])
+        runner.logger.info("weights", path=str(runner.load_from))
+
+
+def _resume_path(runner: Runner) -> Path | None:
+    if not runner.resume:
+        return None
+    if runner.resume is not True:
+        return Path(runner.resume)
+    found = find_newest(runner.checkpoint_dir)
+    for path, reason in found.rejected:
+        runner.logger.warning("checkpoint not used", path=str(path), reason=str(reason))
+    if found.path is None:
+        runner.logger.info("resume", reason=f"nothing to resume in {runner.checkpoint_dir}: a fresh start")
+    return found.path
+
+
+def _report_resume(runner: Runner, path: Path) -> None:
+    progress = runner.progress
+    runner.logger.info("resume", path=str(path), epoch=progress.epoch, step=progress.iter)
+    if runner.is_main:
+        facts = environment()
+        entry = {"checkpoint": str(path), "step": progress.iter, "at": facts.pop("started"), **facts}
+        resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
+        write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*resumes, entry]})

@@ -1,0 +1,110 @@
+"""What must survive a stop: counters and random-number generators.
+
+Everything that a checkpoint restores is ``Stateful``: it hands out its state as a dict of plain data and tensors, and
+takes it back.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+__all__ = ["Progress", "Stateful", "rng_state", "seed_all", "set_rng_state"]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Has a state that is saved with a run and put back on resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as plain data and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Go on where :meth:`state_dict` was taken."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """The counters of a training run.
+
+    ``epoch`` and ``iter`` advance after the receivers of ``after_train_epoch`` and ``after_train_iter``; between the
+    end of the work and the advance, ``epoch_done`` and ``iter_done`` are 1. So their sum is what is complete at any
+    moment, and it is what a checkpoint records. ``validated`` is the sum in the loop's own unit at which a validation
+    last ended: a checkpoint saved just before a validation is resumed with that validation.
+    """
+
+    epoch: int = 0
+    iter: int = 0
+    epoch_done: int = 0
+    iter_done: int = 0
+    validated: int = -1
+
+    @property
+    def epochs_completed(self) -> int:
+        """Epochs whose work is done, that of the site under way included."""
+        return self.epoch + self.epoch_done
+
+    @property
+    def step(self) -> int:
+        """Iterations whose work is done: the one clock of logs, trackers and checkpoints."""
+        return self.iter + self.iter_done
+
+    def settle(self) -> None:
+        """Count what is done and was not counted, because a receiver failed between the two."""
+        self.load_state_dict(self.state_dict())
+
+    def state_dict(self) -> dict[str, int]:
+        """What is complete."""
+        return {"epoch": self.epochs_completed, "iter": self.step, "validated": self.validated}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Stand right after what was complete."""
+        self.epoch, self.iter, self.validated = state["epoch"], state["iter"], state["validated"]
+        self.epoch_done = self.iter_done = 0
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of the global generators: python, torch, each CUDA device in use, and numpy where it is imported."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
+    # Not where it isn't in use: asking would initialize it, which costs a run on the CPU memory on a GPU.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+        state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`rng_state` gave; CUDA's only where as many devices are there."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "numpy" in state:
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        numpy.random.set_state((kind, numpy.array(keys, dtype="uint32"), position, has_gauss, cached))
+
+
+def seed_all(seed: int, deterministic: bool = False) -> None:
+    """Seed python, torch (all devices) and, where it is imported, numpy.
+
+    ``deterministic`` also asks torch for deterministic algorithms, which costs speed and raises at operations that
+    have none.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+    if deterministic:
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)

@@ -1,0 +1,57 @@
+"""What every test has: an empty working directory, an untouched default bus, and a tiny run at hand."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import options
+
+from eventrunner.bus import Bus, default_bus
+from eventrunner.runner import Runner
+
+MakeRunner = Callable[..., Runner]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors are slower on several threads, and sums could differ between machines."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without a folder of its own makes ``runs/`` where it is: not in the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _default_bus_stays_empty() -> Iterator[None]:
+    """What a test connects to the default bus would be called in all later ones."""
+    yield
+    if len(default_bus.describe()):
+        gc.collect()  # a run that is gone takes its receivers along, but not before it is collected
+    left = str(default_bus.describe())
+    for site in default_bus:
+        site._clear_state()
+    assert left == "", "the test left receivers on the default bus"
+
+
+@pytest.fixture
+def bus() -> Bus:
+    """A bus of the test's own."""
+    return Bus()
+
+
+@pytest.fixture
+def make_runner(tmp_path: Path, bus: Bus) -> MakeRunner:
+    """``make_runner(**changes)``: a tiny quiet run in ``tmp_path / "run"``; see :func:`tiny.options`."""
+
+    def make(**changes: Any) -> Runner:
+        return Runner(**{"work_dir": tmp_path / "run", "bus": bus, **options(**changes)})
+
+    return make

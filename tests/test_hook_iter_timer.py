@@ -1,0 +1,167 @@
+"""IterTimerHook in real runs, whose parts take times that are known from below."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import MakeRunner
+from tiny import QUIET, MeanSquaredError, batches, train_step, val_step
+
+from eventrunner.hook import Hook
+from eventrunner.runner import Runner
+
+PAUSE = 0.005  # seconds; a sleep takes at least as long, so only lower bounds follow from it
+
+
+class Slow:
+    """A dataloader that takes a while for each batch."""
+
+    def __init__(self, count: int, pause: float = PAUSE) -> None:
+        self.count, self.pause = count, pause
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in batches(self.count):
+            time.sleep(self.pause)
+            yield batch
+
+
+def values(runner: Runner, key: str) -> tuple[float, ...]:
+    """The whole history of a scalar."""
+    return runner.message_hub.get_scalar(key).data[0]
+
+
+def slowly(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step, and a pause."""
+
+    def slow(model: Any, batch: Any) -> Any:
+        time.sleep(PAUSE)
+        return step(model, batch)
+
+    return slow
+
+
+def test_data_time_is_the_wait_for_the_batch(make_runner: MakeRunner) -> None:
+    """One value per iteration, and the whole iteration takes at least as long."""
+    runner = make_runner(train_dataloader=Slow(3), default_hooks=QUIET)
+    runner.train()
+    waits, wholes = values(runner, "train/data_time"), values(runner, "train/time")
+    assert len(waits) == len(wholes) == 6
+    assert all(PAUSE <= wait <= whole for wait, whole in zip(waits, wholes, strict=True))
+
+
+def test_time_is_the_whole_iteration(make_runner: MakeRunner) -> None:
+    """The step's time is in it and not in the wait."""
+    runner = make_runner(train_step=slowly(train_step), default_hooks=QUIET)
+    runner.train()
+    waits, wholes = values(runner, "train/data_time"), values(runner, "train/time")
+    assert all(whole - wait >= PAUSE for wait, whole in zip(waits, wholes, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["val", "test"])
+def test_evaluations_have_times_of_their_own(make_runner: MakeRunner, mode: str) -> None:
+    """Under their own keys."""
+    runner = make_runner(
+        val=True, val_dataloader=Slow(2), test_dataloader=Slow(2), val_step=slowly(val_step), default_hooks=QUIET
+    )
+    getattr(runner, mode)()
+    waits, wholes = values(runner, f"{mode}/data_time"), values(runner, f"{mode}/time")
+    assert len(waits) == 2
+    assert all(PAUSE <= wait <= whole - PAUSE for wait, whole in zip(waits, wholes, strict=True))
+    assert "train/time" not in runner.message_hub.log_scalars
+
+
+class Saves(Hook):
+    """Saves at each iteration, and takes its time over it."""
+
+    def after_train_iter(self, runner: Runner) -> None:
+        runner.defer(lambda: runner.save_checkpoint(f"at_{runner.progress.step}"))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        time.sleep(20 * PAUSE)
+
+
+class SlowError(MeanSquaredError):
+    """Takes its time to compute."""
+
+    def compute(self) -> Any:
+        time.sleep(20 * PAUSE)
+        return super().compute()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"val": True, "val_dataloader": Slow(1, pause=20 * PAUSE)},
+        {"val": True, "val_evaluator": {"mse": SlowError()}},
+        {"custom_hooks": [Saves()]},
+    ],
+    ids=["validation", "its metrics", "saving"],
+)
+def test_neither_validation_nor_saving_is_part_of_an_iteration(
+    make_runner: MakeRunner, changes: dict[str, Any]
+) -> None:
+    """They come between two: what the iterations took and what those took fit into the whole, side by side."""
+    runner = make_runner(train_cfg={"max_iters": 5, "val_interval": 1}, default_hooks=QUIET, **changes)
+    began = time.perf_counter()
+    runner.train()
+    took = time.perf_counter() - began
+    assert len(values(runner, "train/time")) == 5
+    for key in ("train/time", "train/data_time"):
+        assert sum(values(runner, key)) <= took - 5 * 20 * PAUSE
+
+
+def etas(runner: Runner) -> list[float]:
+    """What is left after each iteration, when the run is over."""
+    found: list[float] = []
+
+    def look(runner: Runner) -> None:
+        found.append(runner.message_hub.get_info("eta"))
+
+    runner.on("after_train_iter")(look)
+    runner.train()
+    return found
+
+
+def test_the_remaining_time_is_reckoned_from_the_mean(make_runner: MakeRunner) -> None:
+    """By the iterations done so far: at least what the pauses to come will take, and nothing at the end."""
+    found = etas(make_runner(train_dataloader=Slow(3), default_hooks=QUIET))
+    assert all(eta >= PAUSE * left for left, eta in zip(range(5, -1, -1), found, strict=True))
+    assert found[-1] == 0
+
+
+def test_a_resumed_run_reckons_with_its_own_iterations(make_runner: MakeRunner) -> None:
+    """Those of the process before took their time in that one, and the first here is the first that was timed."""
+    hooks = {"logger": None}
+    make_runner(train_dataloader=Slow(3, pause=20 * PAUSE), epochs=1, default_hooks=hooks).train()
+    runner = make_runner(train_dataloader=Slow(3, pause=PAUSE), epochs=2, resume=True, default_hooks=hooks)
+    began = time.perf_counter()
+    found = etas(runner)
+    took = time.perf_counter() - began
+    assert len(found) == 3
+    assert 2 * PAUSE <= found[0] <= 2 * took
+
+
+def test_without_a_length_no_remaining_time_is_told(make_runner: MakeRunner) -> None:
+    """Nobody can know it."""
+
+    class Stream:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(batches(2))
+
+    runner = make_runner(train_dataloader=Stream(), default_hooks=QUIET)
+    runner.train()
+    assert runner.message_hub.get_info("eta") is None
+    assert len(values(runner, "train/time")) == 4
+
+
+def test_the_remaining_time_is_not_saved(make_runner: MakeRunner) -> None:
+    """It says nothing about another process."""
+    runner = make_runner(default_hooks=QUIET)
+    runner.train()
+    assert "eta" not in runner.message_hub.state_dict()["runtime_info"]

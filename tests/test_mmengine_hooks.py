@@ -1,0 +1,245 @@
+"""Hooks in the manner of MMEngine's users: only the import lines differ from what they would have there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeRunner
+from tiny import linear, train_step
+from torch.optim.lr_scheduler import ExponentialLR
+
+from eventrunner import HOOKS, Hook, Runner
+from eventrunner.hooks import EMAHook, IterTimerHook, ParamSchedulerHook
+from eventrunner.optim import OptimWrapper
+
+
+@HOOKS.register_module()
+class GradientStatisticsHook(Hook):
+    """Reads param_groups and gradients at an interval, with MMEngine's helpers and a priority between the named."""
+
+    priority = 55
+
+    def __init__(self, interval: int = 2) -> None:
+        self.interval = interval
+        self.records: list[dict[str, float]] = []
+
+    def before_train(self, runner) -> None:
+        self.max_iters = runner.max_iters
+        self.param_groups = runner.optim_wrapper.optimizer.param_groups
+
+    @torch.no_grad()
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self.every_n_train_iters(runner, self.interval) and not self.is_last_train_iter(runner):
+            return
+        norm = sum(p.square().sum() for group in self.param_groups for p in group["params"]).sqrt()
+        self.records.append({"iter": runner.iter, "lr": self.param_groups[0]["lr"], "norm": norm.item()})
+        runner.message_hub.update_scalar("train/weight_norm", norm)
+        runner.logger.info(f"weight norm {norm.item():.3f}")
+
+
+@HOOKS.register_module()
+class StopAtPlateauOfTheLossHook(Hook):
+    """Reads smoothed scalars of the message hub, and ends the training by the loop's flag."""
+
+    priority = "LOW"
+
+    def __init__(self, window: int, at_most: float) -> None:
+        self.window, self.at_most = window, at_most
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        loss = runner.message_hub.get_scalar("train/loss")
+        if loss.mean(self.window) < self.at_most:
+            runner.message_hub.update_info("stopped_at", runner.epoch + 1)
+            runner.train_loop.stop_training = True
+
+
+class FreezeHook(Hook):
+    """Changes the model at an epoch, by the fan-in method and its mode."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.modes: list[str] = []
+
+    def _before_epoch(self, runner, mode: str = "train") -> None:
+        self.modes.append(mode)
+        if mode == "train" and runner.epoch == self.epoch:
+            for parameter in runner.model.parameters():
+                parameter.requires_grad_(parameter.dim() == 1)
+
+    def _after_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: Sequence | dict | None = None,
+        mode: str = "train",
+    ) -> None:
+        assert isinstance(outputs, dict if mode == "train" else tuple)
+        loader = runner.train_dataloader if mode == "train" else runner.val_dataloader
+        if self.end_of_epoch(loader, batch_idx):
+            self.modes.append(f"{mode} ended")
+
+
+class CheckLossHook(Hook):
+    """Raises on purpose, as the tutorials' invalid-loss hooks do."""
+
+    def __init__(self, interval: int = 1) -> None:
+        self.interval = interval
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            assert torch.isfinite(outputs["loss"]), "loss become infinite or NaN!"
+
+
+class NoisyEMAHook(EMAHook):
+    """Overrides a private method of a built-in hook, and calls it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.swaps = 0
+
+    def _swap_ema_parameters(self) -> None:
+        self.swaps += 1
+        super()._swap_ema_parameters()
+
+
+class CountingTimerHook(IterTimerHook):
+    """Wraps a fan-in method of a built-in hook."""
+
+    count = 0
+
+    def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode="train") -> None:
+        super()._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode=mode)
+        self.count += 1
+
+
+class WarmupParamSchedulerHook(ParamSchedulerHook):
+    """Leaves the schedule alone for a while."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter >= 2:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
+class SaveMetaHook(Hook):
+    """Puts something of its own into the checkpoint and takes it back."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        self.seen += len(metrics)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint["my_meta"] = {"seen": self.seen}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self.seen = checkpoint["my_meta"]["seen"]
+
+
+def test_a_hook_with_an_integer_priority_reads_groups_and_weights(
+    make_runner: MakeRunner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every second iteration and the last, under no_grad, between the timer and the logger."""
+    hook = {"type": "GradientStatisticsHook", "interval": 2}
+    runner = make_runner(count=5, epochs=1, custom_hooks=[hook], log_level="INFO")
+    runner.train()
+    ours = next(each for each in runner.hooks if isinstance(each, GradientStatisticsHook))
+    assert [record["iter"] for record in ours.records] == [1, 3, 4]
+    assert all(record["lr"] == 0.1 for record in ours.records)
+    assert runner.message_hub.get_scalar("train/weight_norm").current() == pytest.approx(ours.records[-1]["norm"])
+    assert [type(each).__name__ for each in runner.hooks][2:5] == [
+        "DistSamplerSeedHook", "GradientStatisticsHook", "LoggerHook",
+    ]  # fmt: skip
+    assert "weight norm" in capsys.readouterr().out
+
+
+def test_a_hook_stops_by_the_smoothed_loss(make_runner: MakeRunner) -> None:
+    """message_hub.get_scalar(key).mean(window) and train_loop.stop_training, by a priority of the dict's own."""
+    hook = {"type": "StopAtPlateauOfTheLossHook", "window": 2, "at_most": 0.05, "priority": "VERY_LOW"}
+    runner = make_runner(epochs=50, custom_hooks=[hook])
+    runner.train()
+    assert 1 < runner.epoch < 50
+    assert runner.message_hub.get_info("stopped_at") == runner.epoch
+    assert runner.message_hub.get_scalar("train/loss").mean(2) < 0.05
+    assert runner.stop_reason == "stopped"
+
+
+def test_a_hook_freezes_a_part_by_the_fan_in_methods(make_runner: MakeRunner) -> None:
+    """One method for three sites, told apart by the mode; from epoch 1 on the frozen weight stays."""
+    hook = FreezeHook(epoch=1)
+    runner = make_runner(val=True, custom_hooks=[hook])
+    at: list[torch.Tensor] = []
+    runner.on("after_train_epoch")(lambda runner: at.append(runner.model.weight.detach().clone()))
+    runner.train()
+    assert hook.modes == ["train", "train ended", "val", "val ended"] * 2
+    assert torch.equal(at[0], at[1])
+
+
+def test_a_hook_that_raises_on_purpose_ends_the_run_with_its_words(make_runner: MakeRunner) -> None:
+    """An AssertionError of the hook's own, with a note of where it stands."""
+
+    def step(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": train_step(model, batch)["loss"] * (math.inf if runner.iter == 1 else 1)}
+
+    runner = make_runner(train_step=step, custom_hooks=[CheckLossHook()])
+    with pytest.raises(AssertionError, match="loss become infinite or NaN!") as caught:
+        runner.train()
+    assert "receiver CheckLossHook" in caught.value.__notes__[0]
+    assert runner.iter == 1
+
+
+def test_subclasses_of_built_in_hooks_reach_the_methods_that_they_override(make_runner: MakeRunner) -> None:
+    """EMAHook's swap, IterTimerHook's fan-in, and ParamSchedulerHook's site, each with super()."""
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    average, timer = NoisyEMAHook(momentum=0.5), CountingTimerHook()
+    runner = make_runner(
+        model=model,
+        val=True,
+        optim_wrapper=OptimWrapper(optimizer),
+        param_scheduler={"scheduler": ExponentialLR(optimizer, 0.5), "by_epoch": False},
+        default_hooks={"timer": timer, "param_scheduler": WarmupParamSchedulerHook()},
+        custom_hooks=[average],
+    )
+    runner.train()
+    assert average.swaps == 4
+    assert timer.count == 6
+    assert optimizer.param_groups[0]["lr"] == 1e-3 / 4
+    assert len(runner.message_hub.get_scalar("train/time")) == 4
+
+
+def test_a_hook_keeps_something_of_its_own_in_the_checkpoint(make_runner: MakeRunner) -> None:
+    """By before_save_checkpoint and after_load_checkpoint, without a state_dict."""
+    make_runner(val=True, epochs=2, custom_hooks=[SaveMetaHook()]).train()
+    hook = SaveMetaHook()
+    resumed = make_runner(val=True, epochs=3, custom_hooks=[hook], resume=True)
+    began: list[int] = []
+    resumed.on("before_train")(lambda: began.append(hook.seen))
+    resumed.train()
+    assert began == [1]
+    assert hook.seen == 3
+
+
+def test_none_of_mmengines_helpers_is_missing() -> None:
+    """With the signatures that its users call them by."""
+    hook = Hook()
+
+    class Counters:
+        epoch, iter, max_epochs, max_iters = 4, 9, 5, 10
+
+    assert hook.every_n_epochs(Counters, 5)
+    assert hook.every_n_epochs(Counters, n=2, start=5)
+    assert hook.every_n_train_iters(Counters, 5)
+    assert hook.every_n_inner_iters(3, 2)
+    assert hook.end_of_epoch([1, 2], 1)
+    assert hook.is_last_train_epoch(Counters)
+    assert hook.is_last_train_iter(Counters)
+    assert FreezeHook(1).get_triggered_stages() == [
+        "before_train_epoch", "after_train_iter", "before_val_epoch", "after_val_iter", "before_test_epoch",
+        "after_test_iter",
+    ]  # fmt: skip

@@ -1,0 +1,128 @@
+"""Settings: defaults, what follows from what, and what is refused."""
+
+from __future__ import annotations
+
+import random
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from eventrunner.errors import OptionError
+from eventrunner.settings import Randomness, TrainSettings, check_model, check_parameters, compile_options
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_epochs": 3}, TrainSettings(True, 3, 1, 1)),
+        ({"max_iters": 3}, TrainSettings(False, 3, 1, 1000)),
+        ({"by_epoch": True, "max_epochs": 3, "max_iters": None}, TrainSettings(True, 3, 1, 1)),
+        ({"by_epoch": False, "max_iters": 9, "val_begin": 0, "val_interval": 4}, TrainSettings(False, 9, 0, 4)),
+        (MappingProxyType({"max_epochs": 1}), TrainSettings(True, 1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_train_cfg_is_read(given: Any, expected: TrainSettings) -> None:
+    """The unit follows from the end; by epoch each is validated, by iteration each thousandth."""
+    assert TrainSettings.parse(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_epochs": 1.0}, "train_cfg['max_epochs']=1.0 must be an int of 1 or more."),
+        ({"max_epochs": True}, "train_cfg['max_epochs']=True must be an int of 1 or more."),
+        ({"max_iters": "9"}, "train_cfg['max_iters']='9' must be an int of 1 or more."),
+        ({"max_iters": 9, "val_begin": -1}, "train_cfg['val_begin']=-1 must be an int of 0 or more."),
+        ({"max_iters": 9, "val_interval": 0}, "train_cfg['val_interval']=0 must be an int of 1 or more."),
+        ({}, "train_cfg={} must have one of max_epochs and max_iters."),
+        (
+            {"by_epoch": 1, "max_epochs": 2},
+            "train_cfg={'by_epoch': 1, 'max_epochs': 2}: by_epoch=1 doesn't go with max_epochs.",
+        ),
+    ],
+)
+def test_train_cfg_that_can_not_be_is_refused(given: Any, said: str) -> None:
+    """Numbers that are none, and a unit that is no flag."""
+    with pytest.raises(OptionError) as caught:
+        TrainSettings.parse(given)
+    assert str(caught.value) == said
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    """Another each time, and without moving the global generator."""
+    before = random.getstate()
+    seeds = {Randomness.parse(given).seed for given in (None, {}, {"seed": None}, {"deterministic": False})}
+    assert len(seeds) == 4
+    assert random.getstate() == before
+
+
+def test_the_seed_is_the_given_or_the_known_one() -> None:
+    """A run that goes on keeps its seed, unless it is told another."""
+    assert Randomness.parse({"seed": 0}, known=7) == Randomness(0, False, False)
+    assert Randomness.parse(None, known=7) == Randomness(7, False, False)
+    assert Randomness.parse({"seed": 5, "deterministic": True, "diff_rank_seed": True}) == Randomness(5, True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (False, "randomness=False is not a dict; it takes seed, deterministic, diff_rank_seed."),
+        ({"seed": -1}, "randomness['seed']=-1 must be an int of 0 or more."),
+        ({"seed": True}, "randomness['seed']=True must be an int of 0 or more."),
+        ({"seed": 2**64}, f"randomness['seed']={2**64} must be below 2**64."),
+        ({"deterministic": "yes"}, "randomness['deterministic']='yes' must be True or False."),
+        ({"diff_rank_seed": 1}, "randomness['diff_rank_seed']=1 must be True or False."),
+    ],
+)
+def test_randomness_that_can_not_be_is_refused(given: Any, said: str) -> None:
+    """Whatever torch would refuse later, or take for something else."""
+    with pytest.raises(OptionError) as caught:
+        Randomness.parse(given)
+    assert str(caught.value) == said
+
+
+def test_the_largest_seed_is_one_that_torch_takes() -> None:
+    """The bound is torch's own."""
+    state = torch.get_rng_state()
+    torch.manual_seed(Randomness.parse({"seed": 2**64 - 1}).seed)
+    torch.set_rng_state(state)
+
+
+def test_a_module_is_a_model() -> None:
+    """The very object comes back."""
+    model = nn.Linear(1, 1)
+    assert check_model(model) is model
+
+
+def test_an_optimizer_of_parts_of_the_model_is_fine() -> None:
+    """Frozen parts needn't be in it, tied weights are one, and a model without parameters has none."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    check_parameters(model, [torch.optim.SGD(model[0].parameters(), lr=0.1)])
+    check_parameters(nn.ReLU(), [])
+
+
+def test_an_optimizer_of_something_else_is_refused() -> None:
+    """A loss with parameters of its own would be trained, and lost."""
+    model, loss = nn.Linear(1, 1), nn.PReLU()
+    with pytest.raises(OptionError, match=r"^1 of the 3 parameters of AdamW are not those of Linear, and wouldn't be"):
+        check_parameters(model, [torch.optim.AdamW([*model.parameters(), *loss.parameters()])])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (False, None),
+        (None, None),
+        (True, {}),
+        ("max-autotune", {"mode": "max-autotune"}),
+        ({"backend": "eager"}, {"backend": "eager"}),
+    ],
+)
+def test_compile_takes_what_torch_compile_takes(given: Any, expected: Any) -> None:
+    """A flag, a mode, or a dict of options."""
+    assert compile_options(given) == expected

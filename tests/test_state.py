@@ -1,0 +1,91 @@
+"""State: counters that stand where the work stands, and generators that are put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy
+import pytest
+import torch
+
+from eventrunner.optim import OptimWrapper
+from eventrunner.state import Progress, Stateful, rng_state, seed_all, set_rng_state
+
+
+def test_what_is_done_counts_before_the_counters_advance() -> None:
+    """Between the end of the work and the advance, the sum is what a checkpoint records."""
+    progress = Progress(epoch=1, iter=7, iter_done=1)
+    assert (progress.epochs_completed, progress.step) == (1, 8)
+    progress.epoch_done = 1
+    assert progress.epochs_completed == 2
+    assert progress.state_dict() == {"epoch": 2, "iter": 8, "validated": -1}
+
+
+def test_a_progress_goes_on_right_after_what_was_complete() -> None:
+    """Loaded or settled, nothing is pending."""
+    saved = Progress(1, 7, 1, 1, validated=1).state_dict()
+    loaded = Progress()
+    loaded.load_state_dict(saved)
+    settled = Progress(1, 7, 1, 1, validated=1)
+    settled.settle()
+    assert loaded == settled == Progress(2, 8, 0, 0, validated=1)
+
+
+def draws() -> list[float]:
+    """One number of each global generator, python's with the half of a pair that it keeps."""
+    return [random.random(), random.gauss(), torch.rand(()).item(), float(numpy.random.rand()), numpy.random.normal()]
+
+
+def test_generators_are_put_back() -> None:
+    """All of them draw the same numbers again, those that keep half a pair too."""
+    outer = rng_state()
+    random.gauss()
+    numpy.random.normal()
+    state = rng_state()
+    first = draws()
+    set_rng_state(state)
+    assert draws() == first
+    set_rng_state(outer)
+
+
+def test_a_seed_makes_the_draws() -> None:
+    """The same for the same seed, also for one beyond what numpy takes."""
+    outer = rng_state()
+    for seed in (0, 2**40 + 3):
+        seed_all(seed)
+        first = draws()
+        seed_all(seed)
+        assert draws() == first
+        seed_all(seed + 1)
+        assert draws() != first
+    set_rng_state(outer)
+
+
+def test_without_numpy_there_is_one_generator_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was never imported its state isn't there, and one that was saved is passed over."""
+    with_numpy = rng_state()
+    monkeypatch.delitem(sys.modules, "numpy")
+    outer = rng_state()
+    assert "numpy" in with_numpy
+    assert "numpy" not in outer
+    seed_all(3)
+    set_rng_state(with_numpy)
+    assert torch.equal(torch.get_rng_state(), with_numpy["torch"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generators_of_gpus_are_put_back() -> None:
+    """Each device's own."""
+    torch.cuda.init()
+    state = rng_state()
+    first = [torch.rand((), device=f"cuda:{index}").item() for index in range(torch.cuda.device_count())]
+    set_rng_state(state)
+    assert [torch.rand((), device=f"cuda:{index}").item() for index in range(torch.cuda.device_count())] == first
+
+
+def test_stateful_is_what_has_both_methods() -> None:
+    """Told by duck type: torch's modules and our wrappers are, a plain object isn't."""
+    assert isinstance(torch.nn.Linear(1, 1), Stateful)
+    assert isinstance(OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)), Stateful)
+    assert not isinstance(object(), Stateful)
