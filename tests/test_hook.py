@@ -509,7 +509,7 @@ def test_a_fan_in_method_takes_all_that_is_passed_on() -> None:
 def test_a_fan_in_method_misspelt_is_refused(name: str) -> None:
     """One letter off, nothing would call it."""
     hook = type("Slip", (Hook,), {name: lambda self, runner, mode="train": None})()
-    with pytest.raises(HookError, match="that nothing calls; did you mean '_(after_iter|before_epoch|after_epoch)'"):
+    with pytest.raises(HookError, match=r"that nothing calls; did you mean '_(after_iter|before_epoch|after_epoch)'"):
         connect_hook(Bus(), hook, RUN)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -248,27 +248,27 @@ def test_a_deferred_action_that_fails_fails_the_run(make_runner: MakeRunner) -> 
     assert runner.stop_reason == "exception"
 
 
-def train_unnamed() -> None:
+class InStep(Hook):
+    """Waits at each epoch until the other run has come as far."""
+
+    def __init__(self, barrier: Any) -> None:
+        self.barrier = barrier
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.barrier.wait(30)
+
+
+def train_in_step(barrier: Any) -> None:
     """What each of two processes does."""
-    runner = unnamed(custom_hooks=[Slow()])
+    runner = unnamed(custom_hooks=[InStep(barrier)])
     runner.train()
     Path(f"{runner.work_dir.name}.done").write_text(str(runner.work_dir))
 
 
-class Slow(Hook):
-    """Waits at each epoch until both runs have come as far."""
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        (runner.work_dir / f"at_{runner.epoch}").write_text("")
-        deadline = time.monotonic() + 30
-        while len(list(runner.work_dir.parent.glob(f"*/at_{runner.epoch}"))) < 3:  # two, and one of them by latest
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-
 def test_two_runs_at_once_have_a_folder_each(tmp_path: Path) -> None:
     """Two processes train at the same time, step by step; both come to their end, in different folders."""
-    processes = [forked(train_unnamed) for _ in range(2)]
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    processes = [forked(train_in_step, barrier) for _ in range(2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
