@@ -2,6 +2,7 @@
 
     EventRunnerError
     ├── UnknownSiteError          a name that no one declared as a site         (AttributeError)
+    ├── UnknownScalarError        a scalar that a message hub has no history of (KeyError)
     ├── SignatureError            a receiver and a payload that don't fit       (TypeError)
     ├── HookError                 something that can't be registered as a hook  (TypeError)
     ├── ArgumentError             an argument that a call doesn't take          (TypeError)
@@ -35,6 +36,7 @@ __all__ = [
     "ResumeError",
     "RunExistsError",
     "SignatureError",
+    "UnknownScalarError",
     "UnknownSiteError",
     "did_you_mean",
     "listed",
@@ -47,6 +49,12 @@ class EventRunnerError(Exception):
 
 class UnknownSiteError(EventRunnerError, AttributeError):
     """A site was asked for that nobody declared."""
+
+
+class UnknownScalarError(EventRunnerError, KeyError):
+    """A scalar was asked for that the hub has no history of."""
+
+    __str__ = Exception.__str__  # KeyError would show the sentence in quotes
 
 
 class SignatureError(EventRunnerError, TypeError):

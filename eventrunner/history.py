@@ -17,9 +17,9 @@ from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
 
 import torch
 
-from eventrunner.errors import EventRunnerError, OptionError, did_you_mean, listed
+from eventrunner.errors import OptionError, UnknownScalarError, did_you_mean, listed
 
-__all__ = ["HistoryBuffer", "MessageHub", "Scalar", "UnknownScalarError"]
+__all__ = ["HistoryBuffer", "MessageHub", "Scalar"]
 
 Scalar: TypeAlias = SupportsFloat
 """An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
@@ -29,12 +29,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
 _UNREAD = 1_000  # entries that a history holds before it reads them unasked
 _STATE = ("values", "counts", "sum", "count", "max", "min")
-
-
-class UnknownScalarError(EventRunnerError, KeyError):
-    """A scalar was asked for that the hub has no history of."""
-
-    __str__ = Exception.__str__  # KeyError would show the sentence in quotes
 
 
 def _kind(value: object) -> str:

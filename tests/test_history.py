@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eventrunner.errors import OptionError
-from eventrunner.history import HistoryBuffer, MessageHub, UnknownScalarError
+from eventrunner.errors import OptionError, UnknownScalarError
+from eventrunner.history import HistoryBuffer, MessageHub
 
 FINITE = st.floats(-1e6, 1e6)
 ENTRIES = st.lists(st.tuples(FINITE, st.integers(1, 9)), min_size=1, max_size=30)

@@ -657,8 +657,10 @@ def test_a_published_copy_is_not_gone_on_from(make: Callable[..., Runner], tmp_p
     assert names(folder)[-1].startswith("epoch_1-")
     assert find_newest(folder).path == folder / "epoch_1"
     assert (folder / "last_checkpoint").read_text() == "epoch_1"
-    resumed = make(run={"epochs": 2, "resume": True, "bus": Bus()}, **hook)
-    resumed.train()
+    by_name = make(run={"resume": folder / names(folder)[-1], "bus": Bus()}, **hook)
+    with pytest.raises(ResumeError, match="load_from= takes weights alone"):
+        by_name.train()
+    make(run={"epochs": 2, "resume": True, "bus": Bus()}, **hook).train()
     assert [name.partition("-")[0] for name in names(folder)] == ["epoch_1", "epoch_1", "epoch_2", "epoch_2"]
 
 

@@ -37,10 +37,13 @@ class CheckpointHook(Hook):
     their states. An older checkpoint is deleted only when its successor is durable. The best checkpoint is a twin of
     the save already made at that step (hard links: no second write), or a save of its own, and can be resumed from.
 
+    ``runner.message_hub`` is told ``last_ckpt``, ``best_ckpt`` and ``best_score`` (``best_ckpt_<metric>`` … where there
+    are several), and in ``saves`` how many were requested and committed, their bytes, and the seconds that took.
+
     Args:
         interval: Save each n-th epoch or iteration; by default each epoch, or at each validation interval where the
             training goes by iterations. -1 saves at the end alone.
-        by_epoch: The unit; by default the training's own.
+        by_epoch: The unit; by default the training's own. A training by iterations has no epochs to count.
         save_optimizer: Whether the optimizer's state is saved; without it the checkpoint can't be resumed from.
         save_param_scheduler: The same of the schedulers' states.
         out_dir: Where to save: in a folder there that is named like the run's.
@@ -57,6 +60,7 @@ class CheckpointHook(Hook):
 
     Raises:
         OptionError: a value that can't be; at construction, or when it is registered where it depends on the run.
+        RunExistsError: at ``train()``, where another run has its checkpoints in *out_dir* under the same name.
         CheckpointError: a hook's state holds what a checkpoint can't; before the first batch, not at the first save.
     """
 

@@ -53,6 +53,7 @@ class LoggerHook(Hook):
     Raises:
         OptionError: a value that can't be.
         MissingExtraError: ``tensorboard=True`` and the package isn't there.
+        RunExistsError: when the run begins, where another one has its log in *out_dir* under the same name.
     """
 
     priority = "BELOW_NORMAL"
