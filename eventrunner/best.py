@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, worst
+from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, tell_rule, worst
 
 __all__ = ["BestScores", "best_name", "name_list"]
 
@@ -32,10 +32,14 @@ class BestScores:
         self._rules = self._checked_rules(name_list("rule", rule))
 
     def check(self, names: tuple[str, ...] | None) -> None:
-        """Refuse keys that the evaluator doesn't report, where its *names* are known."""
+        """Refuse keys that the evaluator doesn't report, where its *names* are known, and keys without a rule."""
         for key in self.keys:
             if key != "auto":
                 check_monitor(f"CheckpointHook(save_best={key!r})", key, names)
+                self._rule(key)
+
+    def _rule(self, key: str) -> str:
+        return self._rules[key] or infer_rule(key, None, self.greater_keys, self.less_keys)
 
     def improvements(self, metrics: Mapping[str, float]) -> list[tuple[str, float]]:
         """The watched metrics that beat their best, each with its score; :attr:`best` is the caller's to change.
@@ -53,8 +57,8 @@ class BestScores:
                 raise OptionError(
                     f"CheckpointHook(save_best={key!r}): the validation gave {listed(metrics)}{near or '.'}"
                 )
-            rule = self._rules[key]
-            if rule and is_better(rule, metrics[name], self.best.get(name, (worst(rule), ""))[0]):
+            rule = self._rule(key)
+            if is_better(rule, metrics[name], self.best.get(name, (worst(rule), ""))[0]):
                 found.append((name, metrics[name]))
         return found
 
@@ -88,7 +92,7 @@ class BestScores:
                 raise OptionError(f"CheckpointHook(rule={rule!r}): the rule is 'greater' or 'less'{near or '.'}")
         every = dict.fromkeys(self.keys, rules[-1]) if len(rules) == 1 else dict(zip(self.keys, rules, strict=False))
         return {
-            key: every.get(key) if key == "auto" else infer_rule(key, every.get(key), self.greater_keys, self.less_keys)
+            key: every.get(key) if key == "auto" else tell_rule(key, every.get(key), self.greater_keys, self.less_keys)
             for key in self.keys
         }
 

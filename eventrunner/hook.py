@@ -90,6 +90,9 @@ class Hook:
     stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
     """The sites of a run, in the order in which a run passes them."""
 
+    def check_run(self, runner: Runner) -> None:
+        """No site: called when the hook is registered, before it is connected; raise where the run doesn't suit it."""
+
     def before_run(self, runner: Runner) -> None:
         """Before anything else of ``train()``, ``val()`` or ``test()``."""
 

@@ -39,9 +39,7 @@ class Roster:
         if not isinstance(hook, Hook):
             raise HookError(f"registering {hook!r}: a hook is an instance of Hook or a dict with its type and options.")
         number = get_priority(hook.priority if priority is None else priority)
-        check = getattr(hook, "check", None)
-        if check is not None:
-            check(self._runner)
+        hook.check_run(self._runner)
         handle = connect_hook(self._runner.bus, hook, self._runner, number)
         if priority is not None:
             hook.priority = priority

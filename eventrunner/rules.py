@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from eventrunner.errors import OptionError, did_you_mean, listed
 
-__all__ = ["GREATER_WORDS", "LESS_WORDS", "RULES", "check_monitor", "infer_rule", "is_better", "worst"]
+__all__ = ["GREATER_WORDS", "LESS_WORDS", "RULES", "check_monitor", "infer_rule", "is_better", "tell_rule", "worst"]
 
 RULES = ("greater", "less")
 # fmt: off
@@ -44,6 +44,21 @@ def infer_rule(
     Raises:
         OptionError: the rule is neither, or can't be told.
     """
+    told = tell_rule(key, rule, greater_keys, less_keys)
+    if told is None:
+        reason = f"whether more of {key!r} is better can't be told from its name"
+        raise OptionError(f"{reason}; pass rule='greater' or 'less'.")
+    return told
+
+
+def tell_rule(
+    key: str, rule: str | None = None, greater_keys: Iterable[str] = (), less_keys: Iterable[str] = ()
+) -> str | None:
+    """As :func:`infer_rule`, but None where it can't be told: a name that may be misspelt is checked for that first.
+
+    Raises:
+        OptionError: the rule is neither.
+    """
     if rule is not None:
         if rule not in RULES:
             near = did_you_mean(str(rule), RULES)
@@ -58,7 +73,7 @@ def infer_rule(
     for word in [] if {"neg", "negative"}.intersection(words) else words:
         if word in GREATER_WORDS or word in LESS_WORDS:
             return "greater" if word in GREATER_WORDS else "less"
-    raise OptionError(f"whether more of {key!r} is better can't be told from its name; pass rule='greater' or 'less'.")
+    return None
 
 
 def _words(key: str) -> Iterator[str]:

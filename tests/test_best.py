@@ -146,10 +146,6 @@ def test_the_state_is_a_copy() -> None:
             "CheckpointHook(rule='les'): the rule is 'greater' or 'less'; did you mean 'less'?",
         ),
         (dict(keys="acc", rule="max"), "CheckpointHook(rule='max'): the rule is 'greater' or 'less'."),
-        (
-            dict(keys="weight"),
-            "whether more of 'weight' is better can't be told from its name; pass rule='greater' or 'less'.",
-        ),
         (dict(keys=True), "CheckpointHook(save_best=True): give a name, a list of names, or None."),
         (dict(keys=[""]), "CheckpointHook(save_best=['']): give a name, a list of names, or None."),
         (dict(keys="a", rule=3), "CheckpointHook(rule=3): give a name, a list of names, or None."),
@@ -183,6 +179,10 @@ def test_keys_are_checked_against_the_evaluator_names() -> None:
     BestScores("auto").check(("accuracy",))
     BestScores("val/accuracy").check(("accuracy",))
     BestScores("bleu").check(None)
+    with pytest.raises(OptionError, match="can't be told from its name; pass rule"):
+        BestScores("weight").check(None)
+    with pytest.raises(OptionError, match="the evaluator reports 'accuracy'; did you mean"):
+        BestScores("acuracy").check(("accuracy",))
     with pytest.raises(
         OptionError, match=r"^CheckpointHook\(save_best='acuracy'\): the evaluator reports 'accuracy'; "
     ):

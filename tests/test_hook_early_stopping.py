@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import MakeRunner
+from tiny import MeanSquaredError
 from torch import Tensor, nn
 
 from eventrunner.bus import Bus
@@ -187,15 +189,28 @@ def test_the_rule_is_told_from_the_name(monitor: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("acuracy", "EarlyStoppingHook(monitor='acuracy'): the evaluator reports 'accuracy'; did you mean 'accuracy'?"),
+        ("weight", "whether more of 'weight' is better can't be told from its name; pass rule='greater' or 'less'."),
+    ],
+)
+def test_a_name_that_tells_no_rule_is_checked_for_a_slip_first(
+    make_runner: MakeRunner, monitor: str, message: str
+) -> None:
+    """Both when the Runner is made."""
+    evaluator = {"accuracy": MeanSquaredError(), **({"weight": MeanSquaredError()} if monitor == "weight" else {})}
+    with pytest.raises(OptionError) as caught:
+        make_runner(val=True, val_evaluator=evaluator, custom_hooks=[EarlyStoppingHook(monitor)])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"monitor": ""}, "EarlyStoppingHook(monitor=''): give the name of a metric."),
         ({"monitor": "val/"}, "EarlyStoppingHook(monitor='val/'): give the name of a metric."),
         ({"monitor": 3}, "EarlyStoppingHook(monitor=3): give the name of a metric."),
-        (
-            {"monitor": "xyz"},
-            "whether more of 'xyz' is better can't be told from its name; pass rule='greater' or 'less'.",
-        ),
         ({"rule": "lower"}, "rule='lower' for 'loss' must be 'greater' or 'less'"),
         ({"min_delta": -0.1}, "EarlyStoppingHook(min_delta=-0.1): give a number of 0 or more."),
         ({"min_delta": math.nan}, "EarlyStoppingHook(min_delta=nan): give a number of 0 or more."),

@@ -161,7 +161,7 @@ class Store:
             files.remove_tree(trash)
 
     def names(self) -> list[str]:
-        """The names of all checkpoints with a readable manifest, by step and time, the newest last."""
+        """The names of all checkpoints with a readable manifest, by time and step, the newest last."""
         return [path.name for path, _ in listing(self.folder).complete]
 
     def path(self, name: str) -> Path:

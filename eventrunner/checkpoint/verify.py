@@ -53,7 +53,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def listing(folder: Path) -> Listing:
-    """The checkpoints directly in *folder*, ordered by step and time, found by their manifests alone.
+    """The checkpoints directly in *folder*, ordered by time and step, found by their manifests alone.
 
     Symbolic links, hidden names and other folders are passed over; a folder that doesn't exist has none.
     """
@@ -65,7 +65,8 @@ def listing(folder: Path) -> Listing:
             complete.append((path, read_manifest(path)))
         except (CheckpointError, OSError) as error:
             unreadable.append((path, str(error)))
-    complete.sort(key=lambda pair: (pair[1].step, datetime.datetime.fromisoformat(pair[1].created)))
+    # By time first: a run that was taken back to an older step has abandoned the later ones.
+    complete.sort(key=lambda pair: (datetime.datetime.fromisoformat(pair[1].created), pair[1].step))
     return Listing(tuple(complete), tuple(unreadable))
 
 

@@ -97,7 +97,7 @@ class CheckpointHook(Hook):
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
         self._account: dict[str, float] = {}
 
-    def check(self, runner: Runner) -> None:
+    def check_run(self, runner: Runner) -> None:
         """Refuse what doesn't go with the run; called when the hook is registered."""
         loop = runner.train_loop
         if loop is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.rules import check_monitor, infer_rule, is_better, worst
+from eventrunner.rules import check_monitor, infer_rule, is_better, tell_rule, worst
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -57,18 +57,19 @@ class EarlyStoppingHook(Hook):
                 raise OptionError(f"EarlyStoppingHook({name}={flag!r}): give True or False.")
         _check_numbers(min_delta, patience, stopping_threshold)
         self.monitor = monitor.removeprefix("val/")
-        self.rule = infer_rule(self.monitor, rule)
+        self.rule = tell_rule(self.monitor, rule) or ""
         self.min_delta, self.patience, self.stopping_threshold = min_delta, patience, stopping_threshold
         self.strict, self.check_finite = strict, check_finite
         self.best_score = worst(self.rule)
         self.wait_count = 0
         self._warned = False
 
-    def check(self, runner: Runner) -> None:
+    def check_run(self, runner: Runner) -> None:
         """Refuse a metric that this run's validations won't report; called when the hook is registered."""
         attempt = f"EarlyStoppingHook(monitor={self.monitor!r})"
         if runner.val_evaluator is not None:
             check_monitor(attempt, self.monitor, runner.val_evaluator.names())
+        infer_rule(self.monitor, self.rule or None)
         if runner.train_loop is not None and runner.val_loop is None:
             raise OptionError(f"{attempt} needs validations: give the Runner val_dataloader and val_evaluator.")
 

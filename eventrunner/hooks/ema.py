@@ -78,7 +78,7 @@ class EMAHook(Hook):
         self.src_model: nn.Module | None = None
         self.ema_model: Any = None  # an AveragedModel from the first before_run on
 
-    def check(self, runner: Runner) -> None:
+    def check_run(self, runner: Runner) -> None:
         """Refuse what could never work in this run; called when the hook is registered."""
         if any(isinstance(hook, EMAHook) and hook is not self for hook in runner.hooks):
             raise OptionError("registering a second EMAHook: the model can be validated with one average only.")

@@ -111,7 +111,7 @@ class ProfilerHook(Hook):
         self._done = 0
         self._recorded = False
 
-    def check(self, runner: Runner) -> None:
+    def check_run(self, runner: Runner) -> None:
         """Refuse to profile more than there is; called when the hook is registered."""
         unit, planned = ("epochs", runner.max_epochs) if self.by_epoch else ("iterations", runner.max_iters)
         if planned is not None and self.profile_times > planned:
