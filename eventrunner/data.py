@@ -114,14 +114,24 @@ class DataPosition:
         if self._awaiting is not None and self.passes:
             _set_generators(loader, self._awaiting)
         self._awaiting = None
+        self._prime(loader)
         self._start = {"rng": rng_state(), "generators": _generator_states(loader), "length": batch_count(loader)}
         return iter(loader)
+
+    def _prime(self, loader: Any) -> None:
+        """Have a new loader whose workers persist make the draw that it makes in its first pass alone."""
+        if self.passes and getattr(loader, "persistent_workers", False) and loader._iterator is None:  # noqa: SLF001
+            own, rng = _generator_states(loader), rng_state()
+            iter(loader)
+            _set_generators(loader, own)
+            set_rng_state(rng)
 
     def _gone_on(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The pass begun as it was, without the batches taken; the generators then go on from where they stood."""
         start, length = self._start, batch_count(loader)
         if length != start["length"]:
             raise _other_loader(f"has {length} batches where there were {start['length']}")
+        self._prime(loader)
         own, rng = self._awaiting or _generator_states(loader), rng_state()
         _set_generators(loader, start["generators"])
         set_rng_state(start["rng"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from eventrunner.checkpoint.manifest import MANIFEST_NAME
 from eventrunner.checkpoint.verify import is_checkpoint, missing_checkpoint
 from eventrunner.errors import OptionError, RunExistsError
 from eventrunner.version import __version__
@@ -87,8 +88,8 @@ def known_seed(folder: Path | None) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def check_free(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds another run.
+def check_free(folder: Path, resume: bool | str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds another run than the one that *resume* goes on with.
 
     Raises:
         RunExistsError: it holds one, and nothing was said of resuming it.
@@ -96,7 +97,9 @@ def check_free(folder: Path, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"work_dir={str(folder)!r} is a file; give a folder.")
-    run = None if resume else read_run(folder)
+    # Where CheckpointHook has an out_dir, checkpoints lie in a folder there that is named like the run's.
+    own = resume if isinstance(resume, bool) else Path(resume).absolute().parent.name == folder.absolute().name
+    run = None if own else read_run(folder)
     if run is not None:
         how = f" ({run['ended']})" if run.get("ended") else ""
         raise RunExistsError(
@@ -183,7 +186,13 @@ def _numbers(home: Path) -> list[int]:
 
 
 def _newest(home: Path) -> Path | None:
-    """The run that ``latest`` points to; where that link is missing or dangles, the one with the highest number."""
+    """The newest run with a checkpoint in it, for one that only tested, or died early, is nothing to go on from.
+
+    Where none has one, the run that ``latest`` points to, or else the one with the highest number.
+    """
+    for number in sorted(_numbers(home), reverse=True) if home.is_dir() else ():
+        if any((home / f"{number:03d}").glob(f"*/{MANIFEST_NAME}")):
+            return home / f"{number:03d}"
     latest = home / "latest"
     if latest.is_dir():
         return home / latest.resolve().name

@@ -37,6 +37,8 @@ from eventrunner.state import Progress, seed_all, set_rng_state
 
 __all__ = ["Runner"]
 
+_ENDINGS = ("completed", "exception", "interrupted")
+
 F = TypeVar("F", bound=Callable[..., Any])
 PathLike = str | os.PathLike[str]
 
@@ -121,7 +123,7 @@ class Runner:
         self.is_main = dist.is_main()
         folder = choose_folder(work_dir, resume)
         if folder is not None:
-            check_free(folder, bool(resume))
+            check_free(folder, resume)
         check_sources(resume, load_from)
         self.log = RunLog(log_level, silent=not self.is_main)
         self.logger = self.log.logger
@@ -310,8 +312,6 @@ class Runner:
         """
         self.bus.find(name, f"call_hook({name!r})").emit(self, **payload)
 
-    emit = call_hook
-
     # Running
 
     def train(self) -> nn.Module:
@@ -342,7 +342,15 @@ class Runner:
             return self.test_loop.run()
 
     def stop(self, reason: str = "stopped") -> None:
-        """Stop training after the iteration under way; the run is left as it would be at its end."""
+        """Stop training after the iteration under way; the run is left as it would be at its end.
+
+        Raises:
+            OptionError: the reason is one of those that say how a run ended by itself.
+        """
+        if reason in _ENDINGS:
+            raise OptionError(
+                f"stop({reason!r}): {listed(_ENDINGS)} say how a run ended by itself; give a reason of your own."
+            )
         frame = sys._getframe(1)  # noqa: SLF001  # who stopped it is worth a line at the end
         self.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
         self.stop_reason = reason
@@ -352,7 +360,7 @@ class Runner:
     def begin_train(self) -> None:
         """Pass ``before_train``; then, in a resumed run, put the generators back where the checkpoint had them."""
         self.training_began = True
-        self.emit("before_train")
+        self.call_hook("before_train")
         self.run_deferred()
         if self.pending_rng is not None:
             set_rng_state(self.pending_rng)
@@ -386,11 +394,11 @@ class Runner:
         if not self.is_main:
             return None
         checkpoint = gather(self, save_optimizer, save_param_scheduler)
-        self.emit("before_save_checkpoint", checkpoint=checkpoint)
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         store = Store(self.checkpoint_dir)
         step, epoch = self.progress.step, self.progress.epochs_completed
         path = store.save(name, snapshot(checkpoint), step=step, epoch=epoch, meta=dict(meta or {}))
-        self.emit("after_commit_checkpoint", path=path, step=step)
+        self.call_hook("after_commit_checkpoint", path=path, step=step)
         return path
 
     def link_checkpoint(self, name: str, source: str, meta: Mapping[str, Any] | None = None) -> Path | None:
@@ -398,7 +406,7 @@ class Runner:
         if not self.is_main:
             return None
         path = Store(self.checkpoint_dir).link(name, source, meta=dict(meta or {}))
-        self.emit("after_commit_checkpoint", path=path, step=self.progress.step)
+        self.call_hook("after_commit_checkpoint", path=path, step=self.progress.step)
         return path
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.checkpoint import find_newest, load_checkpoint, load_weights
+from eventrunner.checkpoint import Manifest, find_newest, load_checkpoint, load_weights
 from eventrunner.errors import OptionError
 from eventrunner.resume import load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
@@ -33,7 +34,7 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     _enter(runner, mode)
     try:
         _open(runner, mode)
-        runner.emit("before_run")
+        runner.call_hook("before_run")
         if not runner.loaded:
             _load(runner)
             runner.loaded = True
@@ -57,7 +58,7 @@ def _enter(runner: Runner, mode: str) -> None:
         instead = "." if mode == "train" else f"; within it, runner.{mode}_loop.run() evaluates."
         raise OptionError(f"{mode}() was called while {runner.mode}() is under way{instead}")
     if runner.is_main and not runner.opened:  # two runs may have been made for one folder before either began
-        check_free(runner.work_dir, bool(runner.resume))
+        check_free(runner.work_dir, runner.resume)
     runner.opened = True
     runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
     runner.training_began = False
@@ -142,7 +143,7 @@ def _load(runner: Runner) -> None:
     if path is not None:
         checkpoint = load_checkpoint(path)  # on the CPU: generators and step counts stay there, the rest is copied
         runner.resuming = True
-        runner.emit("after_load_checkpoint", checkpoint=checkpoint)
+        runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         if runner.train_loop is None:
             load_model(runner.model, checkpoint["state_dict"])
         else:
@@ -151,7 +152,7 @@ def _load(runner: Runner) -> None:
         _report_resume(runner, path)
     elif runner.load_from is not None:
         checkpoint = {"state_dict": load_weights(Path(runner.load_from))}
-        runner.emit("after_load_checkpoint", checkpoint=checkpoint)
+        runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         load_model(runner.model, checkpoint["state_dict"])
         runner.logger.info("weights", path=str(runner.load_from))
 
@@ -161,7 +162,13 @@ def _resume_path(runner: Runner) -> Path | None:
         return None
     if runner.resume is not True:
         return Path(runner.resume)
-    found = find_newest(runner.checkpoint_dir)
+    resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
+
+    def abandoned(manifest: Manifest) -> bool:
+        """Whether the run has since gone on from before this checkpoint: it is of a history that was cut off."""
+        return any(manifest.step > entry["step"] and manifest.created < entry["at"] for entry in resumes)
+
+    found = find_newest(runner.checkpoint_dir, abandoned)
     for path, reason in found.rejected:
         runner.logger.warning("checkpoint not used", path=str(path), reason=str(reason))
     if found.path is None:
@@ -173,7 +180,8 @@ def _report_resume(runner: Runner, path: Path) -> None:
     progress = runner.progress
     runner.logger.info("resume", path=str(path), epoch=progress.epoch, step=progress.iter)
     if runner.is_main:
-        facts = environment()
-        entry = {"checkpoint": str(path), "step": progress.iter, "at": facts.pop("started"), **facts}
+        facts = {**environment(), "at": datetime.now(UTC).isoformat()}  # as fine as the times of checkpoints
+        del facts["started"]
+        entry = {"checkpoint": str(path), "step": progress.iter, **facts}
         resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
         write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*resumes, entry]})

@@ -676,3 +676,63 @@ def _numpy_is_left_alone() -> Iterator[None]:
     state = numpy.random.get_state()
     yield
     numpy.random.set_state(state)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_workers_that_persist_keep_the_order_of_the_data(tmp_path: Path, epoch: int) -> None:
+    """Their loader draws a seed at its first pass alone: a new one, which joins at a later pass, must not shift it."""
+    inputs = torch.arange(24.0).reshape(12, 2)
+
+    def run(folder: Path, **options: Any) -> list[list[float]]:
+        seen: list[list[float]] = []
+
+        def step(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
+            seen.append(batch[0][:, 0].tolist())
+            return {"loss": model(batch[0]).square().mean()}
+
+        model = linear()
+        loader = DataLoader(TensorDataset(inputs), 4, shuffle=True, num_workers=1, persistent_workers=True)
+        Runner(
+            model=model,
+            work_dir=folder,
+            train_step=step,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1e-4),
+            train_dataloader=loader,
+            train_cfg={"max_epochs": 3},
+            default_hooks={"logger": None},
+            randomness={"seed": 1},
+            device="cpu",
+            bus=Bus(),
+            **options,
+        ).train()
+        return seen
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "whole", resume=tmp_path / "whole" / f"epoch_{epoch}") == whole[3 * epoch :]
+
+
+def test_a_history_that_was_left_is_not_gone_on_with(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """Taken back to an older checkpoint, the run that fails before its next save is resumed from there once more."""
+    make_runner(epochs=4, default_hooks={}).train()
+
+    def fail(runner: Runner) -> None:
+        raise RuntimeError("again")
+
+    back = make_runner(epochs=4, default_hooks={}, resume=tmp_path / "run/epoch_2", bus=Bus())
+    back.on("after_train_iter")(fail)
+    with pytest.raises(RuntimeError, match="again"):
+        back.train()
+    forward = make_runner(epochs=5, default_hooks={}, resume=True, bus=Bus())
+    begun: list[int] = []
+    forward.on("before_train")(lambda runner: begun.append(runner.epoch))
+    forward.train()
+    assert begun == [2]
+    assert (tmp_path / "run/epoch_5").is_dir()
+
+
+def test_a_fresh_start_under_resume_begins_the_log_anew(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """Killed before its first save, a run leaves rows that the next start writes again: one history, not two."""
+    hooks = {"logger": {"interval": 1}, "checkpoint": {"interval": -1, "save_last": False}}
+    make_runner(epochs=1, default_hooks=hooks).train()
+    make_runner(epochs=2, default_hooks=hooks, resume=True, bus=Bus()).train()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]

@@ -267,3 +267,21 @@ def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> No
     """It is no requirement."""
     monkeypatch.setenv("PATH", "")
     assert git_revision() is None
+
+
+def test_resume_passes_over_runs_without_a_checkpoint() -> None:
+    """A script that only tested, or died early, has a newer folder with nothing to go on from."""
+    first, second = claim(None), claim(None)
+    Store(first).save("epoch_1", {"state_dict": {"weight": torch.ones(1)}}, step=1)
+    assert choose_folder(None, True) == first
+    Store(second).save("epoch_1", {"state_dict": {"weight": torch.ones(1)}}, step=1)
+    assert choose_folder(None, True) == second
+
+
+def test_a_checkpoint_of_another_run_gives_no_right_to_a_folder(tmp_path: Path) -> None:
+    """Only a run's own checkpoint goes on in its folder, also from an out_dir's folder of that name."""
+    mine, other = write_run_in(tmp_path / "mine"), tmp_path / "other" / "epoch_1"
+    check_free(mine, mine / "epoch_1")
+    check_free(mine, tmp_path / "elsewhere" / "mine" / "epoch_1")
+    with pytest.raises(RunExistsError, match="already holds a run"):
+        check_free(mine, other)

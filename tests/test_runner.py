@@ -1096,3 +1096,15 @@ def test_a_hook_is_an_instance_or_a_dict(make_runner: MakeRunner) -> None:
     for wrong in (CheckpointHook, 3):
         with pytest.raises(HookError, match=r"a hook is an instance of Hook or a dict with its type and options\.$"):
             runner.register_hook(wrong)
+
+
+@pytest.mark.parametrize("reason", ["completed", "exception", "interrupted"])
+def test_a_stop_can_not_pass_for_another_ending(make_runner: MakeRunner, reason: str) -> None:
+    """These words say how a run ended by itself, and whether its last state may be saved."""
+    runner = make_runner()
+    with pytest.raises(OptionError) as caught:
+        runner.stop(reason)
+    assert str(caught.value) == (
+        f"stop({reason!r}): completed, exception, interrupted say how a run ended by itself; give a reason of your own."
+    )
+    assert not runner.train_loop.stop_training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,15 +120,19 @@ def _check_digest(path: Path, entry: FileEntry) -> None:
         raise CorruptCheckpointError(f"{path} has other bytes than were committed, by their xxh3 digest.")
 
 
-def find_newest(folder: str | os.PathLike[str]) -> Found:
+def find_newest(
+    folder: str | os.PathLike[str], abandoned: Callable[[Manifest], bool] = lambda manifest: False
+) -> Found:
     """The newest checkpoint in *folder* whose every byte is as committed; damaged ones are passed over, not hidden.
 
-    Published copies aren't looked at: no run can go on from them. Costs a read of each checkpoint that is. The file
-    ``last_checkpoint`` is not asked: it is a hint.
+    Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. Costs a
+    read of each checkpoint that is. The file ``last_checkpoint`` is not asked: it is a hint.
     """
     found = listing(Path(folder))
     rejected = list(found.unreadable)
-    for path in [path for path, manifest in reversed(found.complete) if not manifest.meta.get(PUBLISHED)]:
+    for path, manifest in reversed(found.complete):
+        if manifest.meta.get(PUBLISHED) or abandoned(manifest):
+            continue
         try:
             verify_checkpoint(path)
         except (CheckpointError, OSError) as error:

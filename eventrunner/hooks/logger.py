@@ -109,8 +109,8 @@ class LoggerHook(Hook):
             self._rows = RowLog(path)
 
     def before_train(self, runner: Runner) -> None:
-        """Cut the log back to where a resumed run goes on, and begin to draw."""
-        if self._rows is not None and runner.resuming:
+        """Cut the log back to where the run goes on (to nothing, where it begins afresh), and begin to draw."""
+        if self._rows is not None and runner.resume:
             self._cut_back(runner, self._rows)
         self._epoch_began = time.perf_counter()
         self._bar = Bar(runner)
@@ -215,7 +215,7 @@ class LoggerHook(Hook):
             if self._events is None:  # not before the first row, so that a run without any leaves no event file
                 self._events = _event_writer(self._folder)
             _add_events(self._events, row)
-        runner.emit("on_log", scalars=scalars, step=step)
+        runner.call_hook("on_log", scalars=scalars, step=step)
 
     def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
         """A line that is no epoch's, written when what is deferred at this site, the saves, has been done."""
