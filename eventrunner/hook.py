@@ -302,7 +302,10 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
     for name, (method, chosen) in methods.items():
         site = bus.find(name, name) if name in bus else Site(name=name)  # declared once nothing can be refused any more
         site.check(method, **chosen)
-        _check_fan_in(hook, name)
+    sources = {name: _source(hook, name) or name for name in methods}
+    for fan_in in _FAN_IN:
+        if fan_in in sources.values():
+            _check_fan_in(hook, fan_in)
     handle = HookHandle(hook, sender)
     try:
         for name, (method, chosen) in methods.items():
@@ -347,11 +350,8 @@ def _overrides(hook: Any, name: str) -> bool:
     return name in _own(hook) or getattr(type(hook), name, None) is not getattr(Hook, name, None)
 
 
-def _check_fan_in(hook: Any, name: str) -> None:
+def _check_fan_in(hook: Any, source: str) -> None:
     """Refuse a fan-in method that can't take what the three site methods behind it pass on, all of it by keyword."""
-    source = _source(hook, name)
-    if source not in _FAN_IN:
-        return
     passed = list(inspect.signature(getattr(Hook, source)).parameters)[2:]
     method = getattr(hook, source)
     try:

@@ -22,6 +22,7 @@ from typing import IO, Any
 import structlog
 from structlog.processors import LogfmtRenderer
 
+from eventrunner.atomic import replace_text
 from eventrunner.errors import OptionError, did_you_mean
 
 __all__ = ["RowLog", "RunLog", "headed", "shown"]
@@ -133,12 +134,7 @@ class RowLog:
         """
         self._file.close()
         stay = [(line, row) for line, row in _read(self.path) if _stays(row, step, validates_again)]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line, _ in stay)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        replace_text(self.path, "".join(line + "\n" for line, _ in stay))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         return [row for _, row in stay]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from eventrunner.atomic import replace_text
 from eventrunner.checkpoint.manifest import MANIFEST_NAME
 from eventrunner.checkpoint.verify import is_checkpoint, missing_checkpoint
 from eventrunner.errors import OptionError, RunExistsError
@@ -142,16 +143,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 def write_run(folder: Path, facts: Mapping[str, Any]) -> None:
     """Add *facts* to ``run.json``, whole or not at all; what it said before of other keys stays."""
     content = json.dumps({**(read_run(folder) or {}), **facts}, indent=2, default=str) + "\n"
-    temporary = folder / f".{RUN_FILE}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / RUN_FILE)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_text(folder / RUN_FILE, content)
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import eventrunner
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
-    ("errors", "version", "priority", "foreign", "sites"),
+    ("errors", "version", "priority", "foreign", "sites", "atomic"),
     ("signature", "filters", "connection", "plan", "dispatch", "bus"),
     ("hook", "registry", "modules", "history", "state", "dist", "log", "rules", "steps"),
     ("optim", "averaging", "evaluator", "device", "data", "schedule", "settings", "rundir", "best", "checkpoint"),
