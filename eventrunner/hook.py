@@ -262,6 +262,12 @@ class HookHandle:
         site.connect(method, self.sender, **options)
         self._connected.append((site, method, site.connection(method, self.sender)))
 
+    def locate(self, place: str) -> None:
+        """Say where the code of the method connected last is, if not in the method itself."""
+        connection = self._connected[-1][2]
+        if connection is not None:
+            connection.location = place
+
     def remove(self) -> None:
         """Disconnect every method of the hook from this sender; a second time does nothing."""
         connected, self._connected, self.removed = self._connected, [], True
@@ -311,6 +317,8 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
         for name, (method, chosen) in methods.items():
             site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
             handle.connect(site, method, **chosen)
+            if sources[name] in _FAN_IN:  # plans and errors point at the hook's own code, not at Hook's
+                handle.locate(where(getattr(hook, sources[name])))
     except BaseException:  # a receiver of receiver_connected failed
         handle.remove()
         raise

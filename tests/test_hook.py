@@ -505,6 +505,22 @@ def test_a_fan_in_method_takes_all_that_is_passed_on() -> None:
     )
 
 
+def test_a_plan_and_an_error_point_at_a_fan_in_methods_own_code() -> None:
+    """Not at the method of Hook that calls it, which is no news to anybody."""
+
+    class Failing(Hook):
+        def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+            raise ValueError(mode)
+
+    bus = Bus()
+    connect_hook(bus, Failing(), RUN)
+    place = f"test_hook.py:{Failing._after_epoch.__code__.co_firstlineno}"
+    assert {row.location.rpartition("/")[2] for row in bus.describe(RUN)} == {place}
+    with pytest.raises(ValueError, match="val") as caught:
+        bus.after_val_epoch.emit(RUN, metrics={})
+    assert place in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("name", ["_after_itr", "_before_epochs", "_afer_epoch"])
 def test_a_fan_in_method_misspelt_is_refused(name: str) -> None:
     """One letter off, nothing would call it."""
