@@ -9,10 +9,17 @@
     ├── OptionError               an argument with a value that can't be        (ValueError)
     ├── MissingExtraError         an optional package that isn't installed      (ImportError)
     ├── RunExistsError            a work folder that holds another run          (FileExistsError)
+    ├── LaneError                 a lane that can't do what it was asked for    (RuntimeError)
+    │   ├── LaneFullError             it has as many jobs as it may have
+    │   └── LaneTimeoutError          its jobs weren't finished in time           (TimeoutError)
     └── CheckpointError           a checkpoint that can't be written or read    (RuntimeError)
         ├── CheckpointNotFoundError                                             (FileNotFoundError)
         ├── CorruptCheckpointError    its bytes are not those that were committed
+        ├── NoSpaceError              a disk without room for it                (OSError)
+        ├── LockedError               a folder that another run writes to
         └── ResumeError               it doesn't fit the run that wants to go on from it
+
+``Preempted``, a ``SystemExit``, is no error and no part of the tree: it ends a process whose run is saved.
 
 Each is also the built-in exception that one would have expected in its place, so that code that catches
 ``ValueError`` or ``FileNotFoundError`` goes on working. Every message is one sentence: what was attempted, on
@@ -22,6 +29,7 @@ what, and what is allowed instead.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 __all__ = [
@@ -31,8 +39,14 @@ __all__ = [
     "CorruptCheckpointError",
     "EventRunnerError",
     "HookError",
+    "LaneError",
+    "LaneFullError",
+    "LaneTimeoutError",
+    "LockedError",
     "MissingExtraError",
+    "NoSpaceError",
     "OptionError",
+    "Preempted",
     "ResumeError",
     "RunExistsError",
     "SignatureError",
@@ -41,6 +55,19 @@ __all__ = [
     "did_you_mean",
     "listed",
 ]
+
+
+class Preempted(SystemExit):
+    """No error: the run was asked by a signal to end, and has. Its code is what the process exits with.
+
+    Attributes:
+        code: 75.
+        signal: The signal's name.
+    """
+
+    def __init__(self, code: int, signal: str) -> None:
+        super().__init__(code)
+        self.signal = signal
 
 
 class EventRunnerError(Exception):
@@ -81,6 +108,18 @@ class RunExistsError(EventRunnerError, FileExistsError):
     """The work folder holds another run, and nothing was said of resuming it."""
 
 
+class LaneError(EventRunnerError, RuntimeError):
+    """A lane can't do what it was asked for."""
+
+
+class LaneFullError(LaneError):
+    """A lane has as many unfinished jobs as it may have."""
+
+
+class LaneTimeoutError(LaneError, TimeoutError):
+    """The jobs of a lane weren't finished in time."""
+
+
 class CheckpointError(EventRunnerError, RuntimeError):
     """A checkpoint can't be written or read."""
 
@@ -91,6 +130,25 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class CorruptCheckpointError(CheckpointError):
     """The bytes of a checkpoint are not the ones that were committed."""
+
+
+class NoSpaceError(CheckpointError, OSError):
+    """A checkpoint has no room on its disk, or in the user's share of it; ``errno`` is ENOSPC.
+
+    Attributes:
+        needed: Bytes that the checkpoint has.
+        free: Bytes that were free when this was raised, or 0 where the file system doesn't say.
+    """
+
+    def __init__(self, message: str, needed: int = 0, free: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno.ENOSPC
+        self.needed = needed
+        self.free = free
+
+
+class LockedError(CheckpointError):
+    """Another run writes to the folder of checkpoints."""
 
 
 class ResumeError(CheckpointError):
