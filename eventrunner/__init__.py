@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eventrunner.bus import on as on
     from eventrunner.checkpoint import load_checkpoint as load_checkpoint
     from eventrunner.checkpoint import verify_checkpoint as verify_checkpoint
+    from eventrunner.checkpointer import Checkpointer as Checkpointer
     from eventrunner.history import HistoryBuffer as HistoryBuffer
     from eventrunner.history import MessageHub as MessageHub
     from eventrunner.hook import Hook as Hook
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
     from eventrunner.priority import Priority as Priority
     from eventrunner.registry import HOOKS as HOOKS
     from eventrunner.runner import Runner as Runner
+    from eventrunner.view import RunView as RunView
 
 _HOMES = {
     "Bus": "bus",
+    "Checkpointer": "checkpointer",
     "HOOKS": "registry",
     "HistoryBuffer": "history",
     "Hook": "hook",
     "MessageHub": "history",
     "OptimWrapper": "optim",
     "Priority": "priority",
+    "RunView": "view",
     "Runner": "runner",
     "Site": "bus",
     "connect_hook": "hook",

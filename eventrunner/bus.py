@@ -5,6 +5,7 @@ This module and those below it know nothing of torch or of training: whatever ha
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import os
@@ -13,10 +14,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from eventrunner.dispatch import ANY, Site, identity
+from eventrunner.dispatch import ANY, ANY_ID, Site, identity
 from eventrunner.errors import HookError, OptionError, UnknownSiteError, did_you_mean, listed
 from eventrunner.filters import Filter
 from eventrunner.foreign import site_hint
+from eventrunner.lanes import Lanes
+from eventrunner.ledger import Ledger
+from eventrunner.offload import Context
 from eventrunner.plan import Emitters, Plan, checked_payload
 from eventrunner.signature import Receiver, short_path, where
 from eventrunner.sites import CATALOGUE, SiteSpec, Unit
@@ -35,6 +39,7 @@ class Bus:
 
     def __init__(self, catalogue: Iterable[SiteSpec] = CATALOGUE) -> None:
         self._sites: dict[str, Site] = {}
+        self._context = Context(ANY_ID, identity)
         self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
         for spec in catalogue:
             self.site(spec.name, spec.payload, spec.doc, spec.unit)
@@ -73,7 +78,9 @@ class Bus:
         names = None if payload is None else checked_payload(name, payload)
         known = self._sites.get(name)
         if known is None:
-            known = self._sites[name] = Site(doc, name=name, payload=names, unit=unit or "emission")
+            known = self._sites[name] = Site(
+                doc, name=name, payload=names, unit=unit or "emission", context=self._context
+            )
             for emitters in self._emitters:
                 known.attach(emitters)
         elif known.payload != names or unit not in (None, known.unit):
@@ -82,6 +89,10 @@ class Bus:
                 f"bus.site({name!r}): the site exists with {declared} and unit {known.unit!r}; declare it once."
             )
         return known
+
+    def draft(self, name: str) -> Site:
+        """A site that isn't declared, to check what would be connected to it if it were."""
+        return Site(name=name, context=self._context.draft())
 
     def find(self, name: str | Site, attempt: str) -> Site:
         """The site called *name*; *attempt* says in an error what was being done, and where.
@@ -121,13 +132,45 @@ class Bus:
 
         return connect
 
-    def emitters(self, sender: Any) -> Emitters:
-        """The compiled emissions for *sender*, kept current for as long as the returned object lives."""
-        emitters = Emitters(identity(sender))
+    def emitters(self, sender: Any, ledger: Ledger | None = None) -> Emitters:
+        """The compiled emissions for *sender*, kept current for as long as the returned object lives.
+
+        With a *ledger*, what each receiver costs is written there.
+        """
+        emitters = Emitters(identity(sender), ledger)
         self._emitters.add(emitters)
         for site in self:
             site.attach(emitters)
         return emitters
+
+    def open_lanes(
+        self, sender: Any = None, *, lanes: Lanes | None = None, backend: str = "asyncio", deadline: float = 600.0
+    ) -> contextlib.AbstractContextManager[Lanes]:
+        """Run offloaded receivers beside their sender within a ``with`` block; a run opens its own.
+
+        However the block is left, what is in the lanes is done first, and what failed there is raised. Outside of
+        such a block an offloaded receiver is called at once.
+
+        Args:
+            sender: Whose emissions; by default everybody's who has no lanes of its own.
+            lanes: Those to use; by default new ones, made with the following two.
+            backend: The event loop of ``async def`` receivers: ``"asyncio"`` or ``"trio"``.
+            deadline: Seconds that leaving the block waits before it gives up with an error.
+
+        Raises:
+            OptionError: the sender has lanes already, or a value can't be.
+        """
+        return self._context.opened(sender, Lanes(backend, deadline) if lanes is None else lanes)
+
+    @property
+    def guards(self) -> list[Callable[[], Any]]:
+        """Called before an inline receiver that may write to what is being copied; whoever copies adds one."""
+        return self._context.guards
+
+    def refresh(self) -> None:
+        """Have every emission compiled anew."""
+        for site in self:
+            site.refresh()
 
     def describe(self, sender: Any = ANY) -> Plan:
         """What would run for *sender* (default: all that is connected), site by site in order."""

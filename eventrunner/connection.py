@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventrunner.errors import SignatureError, listed
-from eventrunner.filters import Filter, Options
+from eventrunner.errors import OptionError, SignatureError, listed
+from eventrunner.filters import Filter, LaneOptions, Options
+from eventrunner.lanes import Task
 from eventrunner.signature import Receiver, Wants, is_async, label, read_wants, where
 from eventrunner.sites import Unit
 
-__all__ = ["Connection", "Key", "Table", "annotate", "check_plain", "check_wanted", "connection_of", "noted"]
+__all__ = ["Connection", "Key", "Table", "annotate", "check_wanted", "connection_of", "noted"]
 
 Key = tuple[Hashable, Hashable]
 """The identities of a receiver and of a sender."""
@@ -24,8 +25,9 @@ class Connection:
     """One receiver at one site for one sender (or any), as it was connected.
 
     ``target`` is the receiver, or a reference to it where ``weak``. ``payload`` is None where the site leaves it open.
-    ``awaits`` says that the receiver is an ``async def``. ``sender`` is held only where it can't be referred to
-    weakly, lest another object get its id.
+    ``awaits`` says that the receiver is an ``async def``. ``task`` is what an emission puts into a lane instead of
+    calling the receiver; None where that runs inline. ``sender`` is held only where it can't be referred to weakly,
+    lest another object get its id.
     """
 
     target: Receiver | weakref.ref[Receiver]
@@ -37,6 +39,7 @@ class Connection:
     name: str
     location: str
     awaits: bool
+    task: Task | None = None
     order: int = 0
     weak: bool = False
     sender: Any = None
@@ -53,6 +56,11 @@ class Connection:
     def sort_key(self) -> tuple[int, int]:
         """Priority first, then the order of connection."""
         return self.options.priority, self.order
+
+    @property
+    def barrier(self) -> str:
+        """The site that isn't passed until the lane is done; empty where there is none."""
+        return self.options.lane.barrier if self.task is not None else ""
 
     def read(self, given: Collection[str]) -> tuple[Wants, Wants]:
         """What the receiver and its ``when`` want of an emission that carries *given*.
@@ -103,7 +111,9 @@ def connection_of(
 
     Raises:
         SignatureError: the receiver or its ``when`` asks for something that the site doesn't offer.
+        OptionError: a value that an option of its lane can't have, or such an option where there is no lane.
     """
+    name, location, awaits = options.label or label(receiver), where(receiver), is_async(receiver)
     connection = Connection(
         target=receiver,
         site=site,
@@ -111,13 +121,39 @@ def connection_of(
         payload=payload,
         options=options,
         filter=Filter(options, unit) if options.filtered else None,
-        name=options.label or label(receiver),
-        location=where(receiver),
-        awaits=is_async(receiver),
+        name=name,
+        location=location,
+        awaits=awaits,
+        task=_task_of(receiver, site, options, name, location) if _is_offloaded(options, awaits) else None,
     )
     if payload is not None:
         connection.read(payload)
     return connection
+
+
+def _is_offloaded(options: Options, awaits: bool) -> bool:
+    if awaits and options.offload is False:
+        raise OptionError("offload=False on an async def, which can't be called inline; leave it out.")
+    offloaded = awaits if options.offload is None else options.offload
+    if not offloaded and options.lane != LaneOptions():
+        raise OptionError("lane, barrier and what else concerns a lane are of use with offload=True only; add that.")
+    return offloaded
+
+
+def _task_of(receiver: Receiver, site: str, options: Options, name: str, location: str) -> Task:
+    lane = options.lane
+    return Task(
+        receiver,
+        lane.lane or f"{name}@{site}",
+        name=name,
+        location=location,
+        site=site,
+        max_pending=lane.max_pending,
+        on_full=lane.on_full,
+        on_error=lane.on_error,
+        retries=lane.retries,
+        worker=lane.worker,
+    )
 
 
 class Table:
@@ -127,10 +163,11 @@ class Table:
 
     Args:
         anybody: What stands for any sender among the identities of senders.
+        barrier_changed: Told the name of the site at which a lane is now waited for, or no longer.
     """
 
-    def __init__(self, anybody: Hashable) -> None:
-        self.anybody = anybody
+    def __init__(self, anybody: Hashable, barrier_changed: Callable[[str], None] = lambda site: None) -> None:
+        self.anybody, self._barrier_changed = anybody, barrier_changed
         self._by_sender: dict[Hashable, dict[Hashable, Connection]] = {}
 
     def __len__(self) -> int:
@@ -143,17 +180,26 @@ class Table:
     def put(self, key: Key, connection: Connection | None) -> None:
         """Make *connection* the one of a receiver and a sender; None takes it out."""
         receiver_id, sender_id = key
+        old = self.get(key)
         if connection is not None:
             self._by_sender.setdefault(sender_id, {})[receiver_id] = connection
-            return
-        bucket = self._by_sender.get(sender_id, {})
-        bucket.pop(receiver_id, None)
-        if not bucket:
-            self._by_sender.pop(sender_id, None)
+        else:
+            bucket = self._by_sender.get(sender_id, {})
+            bucket.pop(receiver_id, None)
+            if not bucket:
+                self._by_sender.pop(sender_id, None)
+        self._tell({each.barrier for each in (old, connection) if each is not None})
 
     def clear(self) -> None:
         """Take all out."""
+        barriers = {connection.barrier for connection in self.all()}
         self._by_sender.clear()
+        self._tell(barriers)
+
+    def _tell(self, barriers: Iterable[str]) -> None:
+        for barrier in barriers:
+            if barrier:
+                self._barrier_changed(barrier)
 
     def has_sender(self, sender_id: Hashable) -> bool:
         """Whether anything is connected to just this sender."""
@@ -216,13 +262,4 @@ def check_wanted(connection: Connection, given: Collection[str]) -> None:
         raise SignatureError(
             f"{connection.name} in {connection.location} needs {listed(map(repr, sorted(missing)))}; "
             f"this emission of {connection.site!r} carries {listed(given)}."
-        )
-
-
-def check_plain(connection: Connection) -> None:
-    """Refuse a receiver whose call would have to be awaited."""
-    if connection.awaits:
-        raise SignatureError(
-            f"{connection.name} in {connection.location} is an async def, which an emission of {connection.site!r} "
-            "doesn't await; make it a plain function or use send_async()."
         )

@@ -18,16 +18,17 @@ from blinker._utilities import make_id as identity
 from blinker._utilities import make_ref
 from blinker.base import ANY, ANY_ID
 
-from eventrunner.connection import Connection, Key, Table, check_plain, connection_of, noted
+from eventrunner.connection import Connection, Key, Table, connection_of, noted
 from eventrunner.errors import HookError, OptionError, did_you_mean, listed
 from eventrunner.filters import parse_options
+from eventrunner.offload import Context
 from eventrunner.plan import Emissions, Emitters, checked_payload
 from eventrunner.priority import Priority
 from eventrunner.signature import Receiver, where
 from eventrunner.signature import label as label_of
 from eventrunner.sites import Unit
 
-__all__ = ["ANY", "Site", "identity"]
+__all__ = ["ANY", "ANY_ID", "Site", "identity"]
 
 F = TypeVar("F", bound=Receiver)
 _orders = itertools.count()  # one counter for all sites, so that order of connection is one order
@@ -46,6 +47,7 @@ class Site(blinker.Signal):
         payload: The names of the keyword arguments of an emission; None leaves them open, and then a receiver is
             checked at each emission against what that carries.
         unit: What ``every=`` counts.
+        context: What it shares with the other sites of its bus; a site on its own shares nothing.
     """
 
     def __init__(
@@ -55,13 +57,17 @@ class Site(blinker.Signal):
         name: str = "",
         payload: Iterable[str] | None = None,
         unit: Unit = "emission",
+        context: Context | None = None,
     ) -> None:
         if unit not in get_args(Unit):
             near = did_you_mean(str(unit), get_args(Unit))
             raise OptionError(f"site {name!r} with unit={unit!r}: it counts {listed(get_args(Unit))}{near or '.'}")
         self.name, self.unit = name, unit
-        self._table = Table(ANY_ID)
-        self._emissions = Emissions(name, None if payload is None else checked_payload(name, payload), self._table)
+        self._context = Context(ANY_ID, identity) if context is None else context
+        self._table = Table(ANY_ID, self._context.barrier_changed)
+        names = None if payload is None else checked_payload(name, payload)
+        self._emissions = Emissions(name, names, self._table, self._context)
+        self._context.add(name, self._table, self._emissions.changed)
         self._set_muted, self._mutes = False, 0
         super().__init__(doc)
 
@@ -97,12 +103,19 @@ class Site(blinker.Signal):
         once: bool = False,
         when: Receiver | None = None,
         label: str | None = None,
-        **unknown: Any,
+        offload: bool | None = None,
+        mutates: tuple[str, ...] | None = None,
+        **lane_options: Any,
     ) -> F:
         """Connect *receiver*, called when *sender* (default: anybody) passes this site; returns the receiver.
 
         Connecting it again to the same sender replaces its options and keeps its place. During an emission, a change
         takes effect at the next one. On an error nothing has changed.
+
+        An offloaded receiver runs beside its sender, in a lane: jobs of one lane never overlap or overtake. It gets
+        frozen arguments: copies of containers and tensors, on the host, and instead of a Runner its ``RunView``. What
+        it raises is raised to the sender at its next iteration, with a note of where it came from. ``send`` and
+        ``send_async`` collect results, so they call every receiver themselves.
 
         Args:
             receiver: Any callable; it gets the arguments that its signature names.
@@ -115,15 +128,30 @@ class Site(blinker.Signal):
             once: Only the first emission that the other filters let pass.
             when: A predicate that names what it wants, as a receiver does.
             label: The name that plans and errors show instead of the receiver's own.
-            **unknown: Refused, with the nearest option.
+            offload: Run it in a lane; an ``async def`` always does, and is awaited there.
+            mutates: What the receiver writes to, out of ``model``, ``optimizer``, ``average`` and ``gradients``; ``()``
+                for nothing. One that doesn't say is taken to write to anything: where a save is still copying
+                weights, it runs when they are copied.
+            **lane_options: Of an offloaded receiver: ``lane``, the lane's name (by default each receiver has its
+                own); ``barrier``, a site that isn't passed until the lane is done; ``max_pending`` (1,000) jobs, and
+                what a further one does, ``on_full``: ``"wait"``, ``"coalesce"`` (take the newest one's place),
+                ``"drop_oldest"`` or ``"error"``; ``on_error``: ``"raise"``, ``"warn"`` or ``"disable_after=<k>"``;
+                ``retries`` (0); ``worker``: ``"thread"``, for what waits for disks and networks, or ``"process"``,
+                for what computes in Python.
 
         Raises:
             HookError: the receiver can't be called, or can't be held weakly.
             SignatureError: it asks for something that the site doesn't offer.
+            UnknownSiteError: the barrier is at no site of the bus.
             OptionError: an option that there isn't, or a value that it can't have.
         """
         filters: dict[str, Any] = {"every": every, "start": start, "once": once, "when": when}
-        connection = self.check(receiver, priority=priority, label=label, **filters, **unknown)
+        ways: dict[str, Any] = {"offload": offload, "mutates": mutates, **lane_options}
+        connection = self.check(receiver, priority=priority, label=label, **filters, **ways)
+        if weak and connection.task is not None:
+            raise OptionError(
+                f"connecting {connection.name} to {self.name!r} with weak=True: a lane holds what it runs."
+            )
         key = self._key(receiver, sender)
         old = self._table.get(key)
         connection.order = next(_orders) if old is None else old.order
@@ -144,11 +172,13 @@ class Site(blinker.Signal):
             raise HookError(f"connecting {receiver!r} to {self.name!r}: a receiver must be callable.")
         try:
             checked = parse_options(**options)
+            connection = connection_of(receiver, self.name, self.unit, self.payload, checked)
         except OptionError as error:
             raise OptionError(
                 f"connecting {label_of(receiver)} in {where(receiver)} to {self.name!r}: {error}"
             ) from None
-        return connection_of(receiver, self.name, self.unit, self.payload, checked)
+        self._context.check_barrier(connection)
+        return connection
 
     @contextlib.contextmanager
     def connected_to(self, receiver: Receiver, sender: Any = ANY, **options: Any) -> Generator[None, None, None]:
@@ -205,14 +235,29 @@ class Site(blinker.Signal):
             SignatureError: as in :meth:`emit`, before any receiver is called.
         """
         errors: list[BaseException] = []
-        for connection in self._emissions.due(identity(sender), payload):
+        connections = self._emissions.due(identity(sender), payload)
+        for lane in self._context.barriers_at(self.name, identity(sender)):
             try:
-                check_plain(connection)
-                with noted(connection, sender):
-                    connection.call(sender, payload)
+                self._context.wait(sender, lane, self.name)
+            except BaseException as error:  # noqa: BLE001  # as below
+                errors.append(error)
+        for connection in connections:
+            try:
+                self._call(connection, sender, payload)
             except BaseException as error:  # noqa: BLE001  # handed to the caller, KeyboardInterrupt included
                 errors.append(error)
         return errors
+
+    def _call(self, connection: Connection, sender: Any, payload: dict[str, Any]) -> None:
+        """Make one call of an emission, or put it into its lane."""
+        with noted(connection, sender):
+            if connection.task is not None:
+                offload = self._context.offloader(connection)
+                connection.call(sender, payload, lambda receiver: functools.partial(offload, sender))
+                return
+            if connection.options.may_write:
+                self._context.settle()
+            connection.call(sender, payload)
 
     def send(self, sender: Any = None, /, *, _async_wrapper: Any = None, **payload: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers in order and return ``(receiver, result)`` pairs, as blinker does.
@@ -222,6 +267,7 @@ class Site(blinker.Signal):
             RuntimeError: a receiver is an ``async def`` and no ``_async_wrapper`` was given (blinker's contract).
         """
         results = []
+        self._context.settle()
         for connection in self._emissions.due(identity(sender), payload):
             if connection.awaits and _async_wrapper is None:
                 raise RuntimeError("Cannot send to a coroutine function.")
@@ -267,6 +313,10 @@ class Site(blinker.Signal):
         self._set_muted = value
         self._mutes += blocks
         self._emissions.muted = self._set_muted or self._mutes > 0
+        self._emissions.changed()
+
+    def refresh(self) -> None:
+        """Have the next emissions compiled anew."""
         self._emissions.changed()
 
     def attach(self, emitters: Emitters) -> None:

@@ -1,4 +1,4 @@
-"""Connection options: priority, and the filters that say which emissions reach a receiver.
+"""Connection options: priority, the filters that say which emissions reach a receiver, and the lane that it runs in.
 
 Filters are data on the connection, not code in the receiver, so that a plan can show them and a resumed run can
 restore them. They combine with "and": an emission reaches the receiver when every one of them lets it pass.
@@ -13,21 +13,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.lanes import OnFull
 from eventrunner.priority import Priority, get_priority
 from eventrunner.signature import Receiver, is_async
 from eventrunner.signature import label as label_of
 from eventrunner.sites import Unit
 
-__all__ = ["Filter", "FilterState", "Options", "parse_options"]
+__all__ = ["Filter", "FilterState", "LaneOptions", "Options", "parse_options"]
 
-_NAMES = ("priority", "every", "start", "once", "when", "label")
+_LANE_NAMES = ("lane", "barrier", "max_pending", "on_full", "on_error", "retries", "worker")
+_NAMES = ("priority", "every", "start", "once", "when", "label", "offload", *_LANE_NAMES, "mutates")
+_PARTS = ("model", "optimizer", "average", "gradients")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """How an offloaded receiver runs; empty names are those that weren't given. A lane checks the rest of them."""
+
+    lane: str = ""
+    barrier: str = ""
+    max_pending: int = 1000
+    on_full: OnFull = "wait"
+    on_error: str = "raise"
+    retries: int = 0
+    worker: str = "thread"
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """What a connection was made with; ``period`` is ``every="10min"`` in seconds, ``label`` empty if not given."""
+    """What a connection was made with.
+
+    ``period`` is ``every="10min"`` in seconds, ``label`` empty if not given. ``offload`` is None where it was left
+    open, and ``mutates`` where the receiver may write to anything.
+    """
 
     priority: int = int(Priority.NORMAL)
     every: int = 1
@@ -36,6 +56,14 @@ class Options:
     once: bool = False
     when: Receiver | None = None
     label: str = ""
+    offload: bool | None = None
+    lane: LaneOptions = LaneOptions()
+    mutates: tuple[str, ...] | None = None
+
+    @property
+    def may_write(self) -> bool:
+        """Whether it may change what a save copies beside the training; gradients aren't, they are copied at once."""
+        return self.mutates is None or bool(set(self.mutates) - {"gradients"})
 
     @property
     def filtered(self) -> bool:
@@ -65,15 +93,18 @@ def parse_options(
     once: bool = False,
     when: Receiver | None = None,
     label: str | None = None,
-    **unknown: Any,
+    offload: bool | None = None,
+    mutates: tuple[str, ...] | None = None,
+    **others: Any,
 ) -> Options:
-    """Check connection options.
+    """Check connection options; *others* are those of :class:`LaneOptions`.
 
     Raises:
         OptionError: an option that there isn't, or a value that it can't have.
     """
-    for name in unknown:
-        raise OptionError(f"there is no option {name!r}, only {listed(_NAMES)}{did_you_mean(name, _NAMES) or '.'}")
+    for name in others:
+        if name not in _LANE_NAMES:
+            raise OptionError(f"there is no option {name!r}, only {listed(_NAMES)}{did_you_mean(name, _NAMES) or '.'}")
     number = get_priority(priority)
     period = _seconds(every) if isinstance(every, str) else 0.0
     count = 1 if every is None or isinstance(every, str) else every
@@ -87,7 +118,32 @@ def parse_options(
         raise OptionError(f"when={when!r} is not a plain function; give one that returns True where it should run.")
     if not isinstance(label, str | None):
         raise OptionError(f"label={label!r} is not a name; give a str.")
-    return Options(number, count, period, start, once, when, label or "")
+    lane = _lane_options(offload, others)
+    return Options(number, count, period, start, once, when, label or "", offload, lane, _checked_parts(mutates))
+
+
+def _lane_options(offload: bool | None, given: dict[str, Any]) -> LaneOptions:
+    if offload is not None and not isinstance(offload, bool):
+        raise OptionError(f"offload={offload!r} is not a flag; give True or False.")
+    for name in ("lane", "barrier"):
+        if name in given and (not isinstance(given[name], str) or not given[name]):
+            raise OptionError(f"{name}={given[name]!r} is not a name; give a str.")
+    lane = LaneOptions(**given)
+    if offload is False and given:
+        raise OptionError(f"{next(iter(given))}= is of use to an offloaded receiver only; leave out offload=False.")
+    return lane
+
+
+def _checked_parts(mutates: object) -> tuple[str, ...] | None:
+    if mutates is None:
+        return None
+    if isinstance(mutates, str) or not isinstance(mutates, tuple | list | set | frozenset):
+        raise OptionError(f"mutates={mutates!r} is not a tuple; give names out of {listed(_PARTS)}, or () for none.")
+    for part in mutates:
+        if part not in _PARTS:
+            near = did_you_mean(str(part), _PARTS) or "."
+            raise OptionError(f"mutates={mutates!r}: a receiver may write to {listed(_PARTS)}{near}")
+    return tuple(mutates)
 
 
 def _seconds(text: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from eventrunner.bus import Bus, Site
@@ -22,6 +22,8 @@ from eventrunner.signature import Receiver, label, where
 from eventrunner.sites import RUN_SITES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from eventrunner.runner import Runner
 
 __all__ = ["Hook", "HookHandle", "connect_hook", "options", "site_methods"]
@@ -81,17 +83,26 @@ def options(**given: Any) -> Callable[[F], F]:
 class Hook:
     """Base of hooks: override the methods of the sites that concern you.
 
-    ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them. A hook that has a ``state_dict``
+    ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them, and so does ``mutates``: what they
+    write to, as in ``Site.connect``. A hook that has a ``state_dict``
     and a ``load_state_dict`` is saved with every checkpoint and restored on resume. An override may name fewer
     arguments than its site has; it gets those that it names.
     """
 
     priority: int | str | Priority = "NORMAL"
+    mutates: tuple[str, ...] | None = None
     stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
     """The sites of a run, in the order in which a run passes them."""
 
     def check_run(self, runner: Runner) -> None:
         """No site: called when the hook is registered, before it is connected; raise where the run doesn't suit it."""
+
+    def own_tensors(self) -> Iterable[Tensor]:
+        """No site: tensors of the hook's state that only its own receivers change, which say so with ``mutates``.
+
+        A save may copy them beside the training. Other tensors of a hook are copied before training goes on.
+        """
+        return ()
 
     def before_run(self, runner: Runner) -> None:
         """Before anything else of ``train()``, ``val()`` or ``test()``."""
@@ -302,11 +313,15 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
     """
     if isinstance(hook, type):
         raise HookError(f"connecting {hook.__name__}: give an object, as in {hook.__name__}(), not the class.")
-    common = {"priority": _priority(hook, priority), "label": _name(hook)}
+    common = {
+        "priority": _priority(hook, priority),
+        "label": _name(hook),
+        "mutates": getattr(hook, "mutates", None),
+    }
     _refuse_near_misses(bus, hook)
     methods = {name: (getattr(hook, name), {**common, **_options(hook, name)}) for name in site_methods(hook, bus)}
     for name, (method, chosen) in methods.items():
-        site = bus.find(name, name) if name in bus else Site(name=name)  # declared once nothing can be refused any more
+        site = bus.find(name, name) if name in bus else bus.draft(name)  # declared once nothing can be refused any more
         site.check(method, **chosen)
     sources = {name: _source(hook, name) or name for name in methods}
     for fan_in in _FAN_IN:

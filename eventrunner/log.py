@@ -122,6 +122,10 @@ class RowLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Return once the rows are on the disk."""
+        os.fsync(self._file.fileno())
+
     def cut_back(self, step: int, validates_again: bool) -> list[dict[str, Any]]:
         """Drop, whole or not at all, what a run that goes on after *step* is about to write again.
 

@@ -41,6 +41,7 @@ class TrainLoop:
         self.runner, self.dataloader, self.by_epoch = runner, dataloader, settings.by_epoch
         self.val_begin, self.val_interval = settings.val_begin, settings.val_interval
         self.progress, self.position = runner.progress, DataPosition()
+        self._guards = runner.bus.guards
         self.stop_training = False
         """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
         self.run = self._run_by_epoch if self.by_epoch else self._run_by_iter
@@ -187,6 +188,8 @@ class TrainLoop:
         progress.epoch_done = 0
 
     def _before_step(self) -> None:
+        for guard in tuple(self._guards):  # weights that are being copied are about to change
+            guard()
         emit = self.runner.emitters.before_optimizer_step
         if emit:
             emit(self.runner)
@@ -287,6 +290,8 @@ class EvalLoop:
         emit = getattr(runner.emitters, self._after_iter)
         if emit:
             emit(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
+        if runner.deferred:
+            runner.run_deferred()
 
     def _pass(self, site: str, **payload: Any) -> None:
         emit = getattr(self.runner.emitters, site)

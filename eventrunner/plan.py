@@ -13,8 +13,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass
 from typing import Any
 
-from eventrunner.connection import Connection, Table, annotate, check_plain, check_wanted
+from eventrunner.connection import Connection, Table, annotate, check_wanted
 from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, did_you_mean, listed
+from eventrunner.ledger import Ledger
+from eventrunner.offload import Context
 
 __all__ = ["Emissions", "Emit", "Emitters", "Plan", "PlanRow", "checked_payload", "compile_plan"]
 
@@ -23,19 +25,28 @@ Emit = Callable[..., None]
 _SENDER = "sender_"
 
 
-def compile_plan(site: str, connections: Sequence[Connection], given: Sequence[str]) -> Callable[..., None]:
-    """Build ``emit(sender, *, <given>)`` that calls *connections* in order.
+def compile_plan(
+    site: str,
+    connections: Sequence[Connection],
+    given: Sequence[str],
+    context: Context,
+    barriers: Sequence[str] = (),
+    ledger: Ledger | None = None,
+) -> Callable[..., None]:
+    """Build ``emit(sender, *, <given>)`` that waits for the lanes *barriers* and then calls *connections* in order.
+
+    With a *ledger*, the time of each inline call is added to its account there.
 
     Raises:
-        SignatureError: a receiver can't do without something that is not *given*, or is an ``async def``.
+        SignatureError: a receiver can't do without something that is not *given*.
     """
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"guards_": context.guards, "settle_": context.settle, "wait_": context.wait}
     lines = [f"def emit({', '.join((_SENDER, '/', *(('*', *given) if given else ())))}):", "    try:"]
+    lines += [f"        wait_({_SENDER}, {lane!r}, {site!r})" for lane in barriers]
     owners: dict[int, Connection] = {}
     for index, connection in enumerate(connections):
         check_wanted(connection, given)
-        check_plain(connection)
-        for line in _call_lines(index, connection, given, namespace):
+        for line in _call_lines(index, connection, given, namespace, context, ledger):
             lines.append("        " + line)
             owners[len(lines)] = connection
 
@@ -58,7 +69,14 @@ def compile_plan(site: str, connections: Sequence[Connection], given: Sequence[s
     return emit
 
 
-def _call_lines(index: int, connection: Connection, given: Sequence[str], namespace: dict[str, Any]) -> Iterator[str]:
+def _call_lines(
+    index: int,
+    connection: Connection,
+    given: Sequence[str],
+    namespace: dict[str, Any],
+    context: Context,
+    ledger: Ledger | None,
+) -> Iterator[str]:
     function = f"receiver_{index}_"
     namespace[function] = connection.target
     tests = []
@@ -80,7 +98,15 @@ def _call_lines(index: int, connection: Connection, given: Sequence[str], namesp
     if connection.filter is not None:
         namespace[f"fired_{index}_"] = connection.filter.fired
         yield f"{indent}fired_{index}_({_SENDER})"
-    yield indent + wants.source(function, _SENDER, given)
+    if connection.task is not None:
+        namespace[function] = context.offloader(connection)
+        yield indent + wants.source(function, _SENDER, given, f"{_SENDER}, ")
+        return
+    if connection.options.may_write:
+        yield f"{indent}if guards_: settle_()"
+    call = wants.source(function, _SENDER, given)
+    for line in [call] if ledger is None else ledger.timed(call, index, connection, namespace):
+        yield indent + line
 
 
 class Emitters:
@@ -89,10 +115,11 @@ class Emitters:
     The attribute is None where nothing would be called, so a loop pays an attribute load and a truth test for a site
     without receivers: ``if emitters.after_train_iter: emitters.after_train_iter(runner, batch_idx=…, …)``. All of the
     site's payload must be given, by keyword. Kept current by the sites; read the attribute anew at each emission.
+    With a ledger, the time that each receiver takes is kept there.
     """
 
-    def __init__(self, sender_id: Hashable) -> None:
-        self._sender_id = sender_id
+    def __init__(self, sender_id: Hashable, ledger: Ledger | None = None) -> None:
+        self._sender_id, self._ledger = sender_id, ledger
 
     def __getattr__(self, name: str) -> Emit | None:  # for type checkers: every declared site is set by its Site
         reason = did_you_mean(name, vars(self)) or " is declared on this bus."
@@ -106,10 +133,11 @@ class Emissions:
         site: The site's name.
         payload: What an emission may carry; None for anything.
         table: The site's connections; :meth:`changed` must be called when they change.
+        context: What it shares with the other sites.
     """
 
-    def __init__(self, site: str, payload: tuple[str, ...] | None, table: Table) -> None:
-        self.site, self.payload, self.table = site, payload, table
+    def __init__(self, site: str, payload: tuple[str, ...] | None, table: Table, context: Context) -> None:
+        self.site, self.payload, self.table, self.context = site, payload, table, context
         self.muted = False
         self._plans: dict[tuple[Hashable, tuple[str, ...]], Emit] = {}
         self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
@@ -120,14 +148,21 @@ class Emissions:
         Raises:
             SignatureError: *given* has a name that it can't have, or lacks one that a receiver needs.
         """
-        key = (sender_id if self.table.has_sender(sender_id) else self.table.anybody, given)
+        barriers = self.context.barriers_at(self.site, sender_id)
+        own = self.table.has_sender(sender_id) or barriers
+        key = (sender_id if own else self.table.anybody, given)
         plan = self._plans.get(key)
         if plan is None:
-            self.check(given)
-            _check_parameters(self.site, given)
-            connections = [] if self.muted else self.table.reached_by(sender_id)
-            plan = self._plans[key] = compile_plan(self.site, connections, given)
+            plan = self._plans[key] = self._compiled(sender_id, given, barriers)
         return plan
+
+    def _compiled(
+        self, sender_id: Hashable, given: tuple[str, ...], barriers: Sequence[str], ledger: Ledger | None = None
+    ) -> Emit:
+        self.check(given)
+        _check_parameters(self.site, given)
+        connections = [] if self.muted else self.table.reached_by(sender_id)
+        return compile_plan(self.site, connections, given, self.context, barriers, ledger)
 
     def check(self, given: Iterable[str]) -> None:
         """Refuse a payload with a name that the site doesn't declare."""
@@ -159,7 +194,7 @@ class Emissions:
 
     def _refresh(self, emitters: Emitters) -> None:
         sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's
-        quiet = self.muted or not self.table.reaches(sender_id)
+        quiet = (self.muted or not self.table.reaches(sender_id)) and not self.context.barriers_at(self.site, sender_id)
         emitters.__dict__[self.site] = None if quiet else self._stub(emitters, sender_id)
 
     def _stub(self, emitters: Emitters, sender_id: Hashable) -> Emit:
@@ -167,8 +202,13 @@ class Emissions:
         owner = weakref.ref(emitters)  # the emitters hold the stub, which must not hold them
 
         def first(sender: Any, /, **payload: Any) -> None:
-            plan = self.plan(sender_id, tuple(payload) if self.payload is None else self.payload)
             bound = owner()
+            given = tuple(payload) if self.payload is None else self.payload
+            ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above
+            if ledger is None:
+                plan = self.plan(sender_id, given)
+            else:
+                plan = self._compiled(sender_id, given, self.context.barriers_at(self.site, sender_id), ledger)
             if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
                 bound.__dict__[self.site] = plan
             plan(sender, **payload)
@@ -219,6 +259,14 @@ class PlanRow:
     receiver: str
     location: str
     filters: str
+    lane: str = ""
+    barrier: str = ""
+
+    @property
+    def described(self) -> str:
+        """The filters, and where it runs, in words."""
+        until = f", waited for at {self.barrier}" if self.barrier else ""
+        return ", ".join(part for part in (self.filters, f"in lane {self.lane!r}{until}" if self.lane else "") if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +280,15 @@ class Plan:
         """The plan of *connections*, which come site by site and in order."""
         return cls(
             tuple(
-                PlanRow(c.site, c.options.priority, c.name, c.location, c.options.described(c.unit))
+                PlanRow(
+                    site=c.site,
+                    priority=c.options.priority,
+                    receiver=c.name,
+                    location=c.location,
+                    filters=c.options.described(c.unit),
+                    lane=c.task.lane if c.task is not None else "",
+                    barrier=c.barrier,
+                )
                 for c in connections
             )
         )
@@ -250,6 +306,6 @@ class Plan:
         for index, row in enumerate(self.rows):
             if not index or row.site != self.rows[index - 1].site:
                 lines.append(row.site)
-            text = f"  {row.priority:>3} {row.receiver:<{width}}  {row.location:<{place}}  {row.filters}"
+            text = f"  {row.priority:>3} {row.receiver:<{width}}  {row.location:<{place}}  {row.described}"
             lines.append(text.rstrip())
         return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eventrunner.checkpoint.saver import stepped_tensors
 from eventrunner.errors import ResumeError, listed
 from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.schedule import Schedules, all_schedules
@@ -21,7 +22,7 @@ from eventrunner.version import __version__
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
-__all__ = ["gather", "load_model", "restore", "stateful_hooks"]
+__all__ = ["gather", "load_model", "restore", "same_names", "stateful_hooks", "stepped"]
 
 
 def gather(runner: Runner, save_optimizer: bool = True, save_param_scheduler: bool = True) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def load_model(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
     Raises:
         ResumeError: they aren't; the model is left as it was.
     """
-    _same_names("weights", model.state_dict(), weights, "load them into the model that they are of.")
+    same_names("weights", model.state_dict(), weights, "load them into the model that they are of.")
     _same_tensors(model, weights, ("shape",))
     model.load_state_dict(weights)
 
@@ -99,6 +100,13 @@ def stateful_hooks(runner: Runner) -> Iterator[tuple[str, Stateful]]:
             name = type(hook).__name__
             seen[name] = seen.get(name, 0) + 1
             yield name if seen[name] == 1 else f"{name}#{seen[name]}", hook
+
+
+def stepped(runner: Runner) -> Iterator[torch.Tensor]:
+    """The tensors that change only at an optimizer's step or in receivers that say so: a save may copy them later."""
+    yield from stepped_tensors(wrapper.optimizer for _, wrapper in runner.optim_wrappers)
+    for hook in runner.hooks:
+        yield from hook.own_tensors()
 
 
 def _gradients(runner: Runner) -> dict[str, torch.Tensor]:
@@ -137,9 +145,9 @@ def _compare(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         raise ResumeError(
             f"the checkpoint is of a training by {saved} and this one goes by {own}; resume it as it was."
         )
-    _same_names("model", runner.model.state_dict(), checkpoint["state_dict"])
+    same_names("model", runner.model.state_dict(), checkpoint["state_dict"])
     _same_tensors(runner.model, checkpoint["state_dict"], ("shape", "dtype"))
-    _same_names("hooks", dict(stateful_hooks(runner)), checkpoint["hooks"])
+    same_names("hooks", dict(stateful_hooks(runner)), checkpoint["hooks"])
     for part, mine in _kinds(runner).items():
         theirs = checkpoint["meta"]["kinds"][part]
         if mine != theirs:
@@ -154,7 +162,7 @@ def _check_optimizers(optim: OptimWrapper | OptimWrapperDict, saved: Mapping[str
     if isinstance(optim, OptimWrapper):
         optim.check_state_dict(saved, "this run's optimizer")
         return
-    _same_names("optimizers", dict(optim.items()), saved)
+    same_names("optimizers", dict(optim.items()), saved)
     for name, wrapper in optim.items():
         wrapper.check_state_dict(saved[name], f"this run's optimizer {name!r}")
 
@@ -162,7 +170,12 @@ def _check_optimizers(optim: OptimWrapper | OptimWrapperDict, saved: Mapping[str
 _INSTEAD = "give this run the same, or take the weights alone with load_from=."
 
 
-def _same_names(part: str, own: Mapping[str, Any], saved: Mapping[str, Any], instead: str = _INSTEAD) -> None:
+def same_names(part: str, own: Mapping[str, Any], saved: Mapping[str, Any], instead: str = _INSTEAD) -> None:
+    """Refuse to load *saved* where its names aren't *own*'s; the message says *instead* what can be done.
+
+    Raises:
+        ResumeError: it names what is missing and what is too much.
+    """
     missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     if missing or surplus:
         raise ResumeError(

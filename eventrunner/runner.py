@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
 import time
@@ -13,31 +15,35 @@ import torch
 from torch import nn
 
 from eventrunner import dist
+from eventrunner.account import RunAccount, account_of, write_trace
 from eventrunner.bus import Bus, default_bus
 from eventrunner.checkpoint import Store
-from eventrunner.checkpoint.snapshot import snapshot
+from eventrunner.checkpoint.saver import Save, Saver
 from eventrunner.device import resolve_device
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
 from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.history import MessageHub
 from eventrunner.hook import Hook, HookHandle
+from eventrunner.lanes import Lanes
+from eventrunner.ledger import Ledger
 from eventrunner.log import RunLog
 from eventrunner.loops import EvalLoop, TrainLoop
 from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.priority import Priority
-from eventrunner.resume import gather
+from eventrunner.resume import gather, stepped
 from eventrunner.roster import Roster
 from eventrunner.rundir import check_free, check_sources, choose_folder, claim, known_seed, script_name
 from eventrunner.session import session
-from eventrunner.settings import Randomness, Training, check_evaluation, check_model, compile_options
+from eventrunner.settings import Offloading, Randomness, Training, check_evaluation, check_model, compile_options
 from eventrunner.signature import short_path
 from eventrunner.state import Progress, seed_all, set_rng_state
+from eventrunner.view import RunFacts, RunView
 
 __all__ = ["Runner"]
 
-_ENDINGS = ("completed", "exception", "interrupted")
+_ENDINGS = ("completed", "exception", "interrupted", "preempted")
 
 F = TypeVar("F", bound=Callable[..., Any])
 PathLike = str | os.PathLike[str]
@@ -75,6 +81,9 @@ class Runner:
         randomness: ``dict(seed=…, deterministic=…, diff_rank_seed=…)``. Without a seed one is drawn and logged. It is
             set when the Runner is made, so seed a model's initial weights before making it.
         device: Where to train; by default the accelerator, if there is one.
+        offload: ``dict(backend=…, deadline=…, grace=…)`` for receivers that run beside the training: the event loop of
+            ``async def`` ones, ``"asyncio"`` or ``"trio"``; the seconds (600) that the end of a run waits for what is
+            offloaded before it fails; and those (30) that it waits after a signal.
         compile: What ``torch.compile`` takes: True, a mode, or a dict of options.
         bus: Whose sites are passed; by default the one that ``eventrunner.on`` connects to.
         experiment_name: For logs and trackers; by default the script's name and the time.
@@ -110,6 +119,7 @@ class Runner:
         resume: bool | PathLike = False,
         randomness: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
+        offload: Mapping[str, Any] | None = None,
         compile: bool | str | Mapping[str, Any] = False,  # noqa: A002  # torch's own word
         bus: Bus | None = None,
         experiment_name: str | None = None,
@@ -131,7 +141,8 @@ class Runner:
         self.model = check_model(model).to(self.device)
         self.train_step, self.val_step = train_step, val_step
         self.bus = default_bus if bus is None else bus
-        self.emitters = self.bus.emitters(self)
+        self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
+        self.emitters = self.bus.emitters(self, self.ledger)
         self.cfg, self.show_progress = cfg, progress
         self.load_from, self.resume = load_from, resume
         self.timestamp = time.strftime("%Y%m%d_%H%M%S")
@@ -157,6 +168,12 @@ class Runner:
         self.opened = self.loaded = self.resuming = self.training_began = False
         self.pending_rng: dict[str, Any] | None = None
         self.deferred: list[Callable[[], Any]] = []
+        self.closing = contextlib.ExitStack()
+        self.lanes: Lanes | None = None
+        self.last_lanes: Lanes | None = None
+        self.trace_path: Path | None = None
+        self.saver: Saver | None = None
+        self.scalars: Mapping[str, float] = {}
         self.checkpoint_folder: Path | None = None
         self._roster = Roster(self)
 
@@ -366,17 +383,77 @@ class Runner:
             set_rng_state(self.pending_rng)
             self.pending_rng = None
 
-    def defer(self, action: Callable[[], Any]) -> None:
+    def defer(self, action: Callable[[], Any], mutates: bool = True) -> None:
         """Have *action* called once all receivers of the site under way have run.
 
-        At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never.
+        At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never. One that
+        writes to no weights says ``mutates=False``; any other waits for a save that is still copying them.
         """
-        self.deferred.append(action)
+        self.deferred.append(functools.partial(self._settled, action) if mutates else action)
+
+    def _settled(self, action: Callable[[], Any]) -> None:
+        for guard in tuple(self.bus.guards):
+            guard()
+        action()
 
     def run_deferred(self) -> None:
         """Call what was deferred, in order."""
         while self.deferred:
             self.deferred.pop(0)()
+
+    # Beside the training
+
+    def offload_view(self) -> RunView:
+        """What an offloaded receiver gets in place of the run."""
+        return RunView(self.progress.epoch, self.progress.iter, self.scalars, self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> RunFacts:
+        planned = (self.max_epochs, self.max_iters)
+        return RunFacts(self.mode, *planned, self.rank, self.world_size, self.work_dir, self.experiment_name, self.seed)
+
+    def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
+        """Wait until everything that was offloaded, or put into one lane, is done, and raise what failed of it.
+
+        Raises:
+            LaneTimeoutError: it wasn't within *timeout* seconds; names the job that runs.
+        """
+        if self.lanes is None:
+            return
+        self.lanes.flush(lane, timeout, label="flush")
+        while self.saver is not None and self.saver.collect():  # its receivers may have offloaded more
+            self.lanes.flush(lane, timeout, label="flush")
+
+    def account(self) -> RunAccount:
+        """What each receiver and the saves have cost, in the session under way or the last; ``print()`` it."""
+        return account_of(self)
+
+    def trace(self, path: PathLike) -> None:
+        """Record every call of a receiver from now on, and write it to *path* when the session ends.
+
+        The file is for chrome://tracing or ui.perfetto.dev. Without a call of this, jobs in lanes and saves are
+        recorded all the same, so that after a session it writes those at once. Recording costs half a microsecond per
+        call; the last 200,000 are kept.
+
+        Raises:
+            OptionError: the folder that it is to go to isn't there.
+        """
+        target = Path(path)
+        if not target.absolute().parent.is_dir():
+            raise OptionError(f"trace({str(path)!r}): there is no folder {target.absolute().parent}; make it first.")
+        if self.mode is None and self.last_lanes is not None:
+            write_trace(target, self)
+            return
+        self.trace_path = target
+        self.ledger.record()
+        self.bus.refresh()
+
+    def make_saver(self, **options: Any) -> Saver:
+        """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""
+        deliver = self.deferred.append
+        self.saver = Saver(Store(self.checkpoint_dir), guards=self.bus.guards, deliver=deliver, **options)
+        self.saver.lanes = self.lanes
+        return self.saver
 
     def save_checkpoint(
         self,
@@ -391,23 +468,83 @@ class Runner:
             CheckpointError: something in the state can't be held by a checkpoint.
             OSError: the disk refused; nothing was changed.
         """
+        save = self.begin_save(name, meta, save_optimizer=save_optimizer, save_param_scheduler=save_param_scheduler)
+        if save is None or self.saver is None:
+            return None
+        self.saver.wait()
+        return save.path
+
+    def begin_save(
+        self,
+        name: str,
+        meta: Mapping[str, Any] | None = None,
+        on_done: Callable[[Save], None] | None = None,
+        then: Callable[[], None] | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+    ) -> Save | None:
+        """Snapshot the run's state and have it committed as folder *name* beside the training; None on other ranks.
+
+        Args:
+            name: Of the folder.
+            meta: Anything to note in the manifest.
+            on_done: Called on this thread when the save is committed or has failed.
+            then: Called on this thread when ``after_commit_checkpoint`` has been passed.
+            save_optimizer: As in :meth:`save_checkpoint`.
+            save_param_scheduler: As there.
+
+        Raises:
+            CheckpointError: something in the state can't be held by a checkpoint.
+        """
         if not self.is_main:
             return None
         checkpoint = gather(self, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        store = Store(self.checkpoint_dir)
+        saver = self.saver or self.make_saver(mode="sync")
+        done = functools.partial(self._end_save, on_done, then)
         step, epoch = self.progress.step, self.progress.epochs_completed
-        path = store.save(name, snapshot(checkpoint), step=step, epoch=epoch, meta=dict(meta or {}))
-        self.call_hook("after_commit_checkpoint", path=path, step=step)
-        return path
+        return saver.save(
+            name, checkpoint, step=step, epoch=epoch, meta=meta, stepped=stepped(self), after=("log",), on_done=done
+        )
 
-    def link_checkpoint(self, name: str, source: str, meta: Mapping[str, Any] | None = None) -> Path | None:
-        """Commit a twin of checkpoint *source* as folder *name*: hard links, no second write; None on other ranks."""
+    def link_checkpoint(
+        self,
+        name: str,
+        source: str,
+        meta: Mapping[str, Any] | None = None,
+        on_done: Callable[[Save], None] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Save | None:
+        """Have a twin of checkpoint *source* committed as folder *name*: hard links, no second write.
+
+        Its arguments are those of :meth:`begin_save`.
+
+        Raises:
+            CheckpointNotFoundError: *source* is neither there nor about to be.
+        """
         if not self.is_main:
             return None
-        path = Store(self.checkpoint_dir).link(name, source, meta=dict(meta or {}))
-        self.call_hook("after_commit_checkpoint", path=path, step=self.progress.step)
-        return path
+        saver = self.saver or self.make_saver(mode="sync")
+        done = functools.partial(self._end_save, on_done, then)
+        return saver.link(name, source, step=self.progress.step, meta=meta, on_done=done)
+
+    def _end_save(self, on_done: Callable[[Save], None] | None, then: Callable[[], None] | None, save: Save) -> None:
+        if on_done is not None:
+            on_done(save)
+        if save.path is not None:
+            self.call_hook("after_commit_checkpoint", path=save.path, step=save.step)
+            if then is not None:
+                then()
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Have checkpoint *name* deleted once what was saved before is committed and nobody told of a commit needs it.
+
+        That is, once the offloaded receivers of ``after_commit_checkpoint`` (uploads, for one) have done what they
+        were given so far. One that has gone already is no error.
+        """
+        saver = self.saver or self.make_saver(mode="sync")
+        told = self.bus.after_commit_checkpoint.connections_for(self)
+        saver.delete(name, after=[connection.task.lane for connection in told if connection.task is not None])
 
 
 def _refuse_unknown(arguments: Mapping[str, Any]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.account import write_trace
 from eventrunner.checkpoint import Manifest, find_newest, load_checkpoint, load_weights
-from eventrunner.errors import OptionError
+from eventrunner.errors import LaneTimeoutError, OptionError, Preempted
+from eventrunner.lanes import Lanes
+from eventrunner.preempt import preemptible
 from eventrunner.resume import load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
 
@@ -23,9 +27,10 @@ __all__ = ["session"]
 def session(runner: Runner, mode: str) -> Iterator[None]:
     """Pass ``before_run``, load what is to be loaded, and leave through ``after_train`` and ``after_run``.
 
-    On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. At the leaving sites every receiver
-    is called even where one of them fails, and the first exception is what propagates; later ones are logged and
-    passed to ``on_receiver_error``.
+    On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. A signal that asks the run to end is
+    no exception to it: it is left as after a stop, and ``Preempted`` is raised at the end. At the leaving sites every
+    receiver is called even where one of them fails, and the first exception is what propagates; later ones are logged
+    and passed to ``on_receiver_error``. What was offloaded is done before the run is left, for whatever reason.
 
     Raises:
         OptionError: another session of the runner is under way.
@@ -33,24 +38,63 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     """
     _enter(runner, mode)
     try:
-        _open(runner, mode)
-        runner.call_hook("before_run")
-        if not runner.loaded:
-            _load(runner)
-            runner.loaded = True
-        yield
-        if mode == "train":
-            _finish_train(runner)
-        runner.stop_reason = runner.stop_reason or "completed"
+        with _lanes(runner), preemptible(runner.deferred.append):
+            try:
+                _open(runner, mode)
+                runner.call_hook("before_run")
+                if not runner.loaded:
+                    _load(runner)
+                    runner.loaded = True
+                yield
+                if mode == "train":
+                    _finish_train(runner)
+                runner.flush(timeout=runner.offloading.deadline)
+                runner.stop_reason = runner.stop_reason or "completed"
+            except Preempted as end:
+                _end_early(runner, end)
+                raise
+            except BaseException as error:
+                _fail(runner, error)
+                raise
+            failure = _leave(runner, "after_run", None)
+            if failure is not None:
+                raise failure
     except BaseException as error:
-        _fail(runner, mode, error)
+        runner.stop_reason = _reason(error)
+        try:
+            _close(runner, mode)
+        except OSError as also:
+            error.add_note(f"run.json doesn't say how the run ended: {also}")
         raise
-    failure = _leave(runner, "after_run", None)
-    if failure is not None:
-        runner.stop_reason = "exception"
     _close(runner, mode)
-    if failure is not None:
-        raise failure
+
+
+@contextlib.contextmanager
+def _lanes(runner: Runner) -> Iterator[None]:
+    """Open the run's lanes; however the block is left, what is in them is done first."""
+    deferred, logger = runner.deferred, runner.logger  # not the runner, which the lanes outlive
+    lanes = Lanes(
+        runner.offloading.backend,
+        runner.offloading.deadline,
+        on_failure=lambda: deferred.append(lanes.check),
+        warn=lambda text, error: logger.warning("offloaded", reason=text, error=repr(error)),
+    )
+    with runner.bus.open_lanes(runner, lanes=lanes):
+        runner.lanes = runner.last_lanes = lanes
+        if runner.saver is not None:
+            runner.saver.lanes = lanes
+        try:
+            yield
+        finally:
+            if runner.saver is not None:
+                runner.saver.close()
+            runner.lanes = None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Preempted):
+        return "preempted"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "exception"
 
 
 def _enter(runner: Runner, mode: str) -> None:
@@ -63,6 +107,8 @@ def _enter(runner: Runner, mode: str) -> None:
     runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
     runner.training_began = False
     runner.deferred.clear()
+    runner.ledger.reset()
+    vars(runner).pop("_facts", None)
     if runner.train_loop is not None:
         runner.train_loop.stop_training = False
 
@@ -70,6 +116,7 @@ def _enter(runner: Runner, mode: str) -> None:
 def _finish_train(runner: Runner) -> None:
     stopped = runner.train_loop is not None and runner.train_loop.stop_training
     runner.stop_reason = runner.stop_reason or ("stopped" if stopped else "completed")
+    runner.flush(timeout=runner.offloading.deadline)
     runner.training_began = False
     failure = _leave(runner, "after_train", None)
     if failure is not None:
@@ -77,17 +124,51 @@ def _finish_train(runner: Runner) -> None:
     runner.run_deferred()
 
 
-def _fail(runner: Runner, mode: str, error: BaseException) -> None:
+def _fail(runner: Runner, error: BaseException) -> None:
     """Leave with *error*, which nothing that fails on the way may mask."""
-    runner.stop_reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "exception"
+    runner.stop_reason = _reason(error)
     _leave(runner, "on_exception", error, exception=error)
+    _drain(runner, error)
     if runner.training_began:
         _leave(runner, "after_train", error)
     _leave(runner, "after_run", error)
+
+
+def _end_early(runner: Runner, end: Preempted) -> None:
+    """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
+    until = time.monotonic() + runner.offloading.grace
+    runner.stop_reason, runner.stop_where = "preempted", end.signal
+    if runner.lanes is not None:
+        runner.lanes.deadline = runner.offloading.grace
+    failure: BaseException | None = None
     try:
-        _close(runner, mode)
-    except OSError as also:
-        error.add_note(f"run.json doesn't say how the run ended: {also}")
+        runner.run_deferred()
+        runner.progress.settle()
+        if runner.training_began:
+            failure = _leave(runner, "after_train", None)
+            runner.run_deferred()
+        runner.flush(timeout=max(until - time.monotonic(), 0.0))
+    except Exception as error:  # noqa: BLE001  # raised below, when everybody has been told
+        failure = failure or error
+    if failure is not None:
+        runner.stop_reason = "exception"
+    failure = _leave(runner, "after_run", failure)
+    if failure is not None:
+        raise failure
+
+
+def _drain(runner: Runner, error: BaseException) -> None:
+    """Let what was offloaded before the failure be done: a save that was asked for is still committed."""
+    while True:
+        try:
+            runner.flush(timeout=runner.offloading.deadline)
+        except LaneTimeoutError as also:
+            error.add_note(f"besides, {type(also).__name__}: {also}")
+        except Exception as also:  # noqa: BLE001  # reported, and then the next one is looked for
+            if also is not error:
+                _report(runner, "the lanes", also)
+            continue
+        return
 
 
 def _leave(runner: Runner, site: str, failure: BaseException | None, **payload: Any) -> BaseException | None:
@@ -121,9 +202,13 @@ def _open(runner: Runner, mode: str) -> None:
 
 def _close(runner: Runner, mode: str) -> None:
     runner.mode = None
+    runner.closing.close()
+    path, runner.trace_path = runner.trace_path, None
     if not runner.is_main:
         return
     try:
+        if path is not None:
+            write_trace(path, runner)
         write_run(runner.work_dir, _ending(runner, mode))
     finally:
         runner.log.close()

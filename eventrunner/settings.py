@@ -13,11 +13,13 @@ from torch import nn
 from eventrunner.data import check_loader
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
+from eventrunner.lanes import BACKENDS
 from eventrunner.optim import OptimWrapper, OptimWrapperDict, build_optim
 from eventrunner.schedule import Schedules, all_schedules, build_schedules
 from eventrunner.steps import Step, check_step, takes_optimizer
 
 __all__ = [
+    "Offloading",
     "Randomness",
     "TrainSettings",
     "Training",
@@ -204,6 +206,32 @@ def compile_options(given: Any) -> dict[str, Any] | None:
     if isinstance(given, Mapping):
         return dict(given)
     raise OptionError(f"compile={given!r} must be True, False, a mode or a dict of torch.compile's options.")
+
+
+@dataclass(frozen=True, slots=True)
+class Offloading:
+    """``offload``: how what runs beside the training is run, and how long is waited for it, in seconds."""
+
+    backend: str = "asyncio"
+    deadline: float = 600.0
+    grace: float = 30.0
+
+    @classmethod
+    def parse(cls, given: Any) -> Offloading:
+        """Check ``offload``.
+
+        Raises:
+            OptionError: no dict, an unknown key, a backend that there isn't, or a time that can't be.
+        """
+        config = {} if given is None else _checked_keys("offload", given, ("backend", "deadline", "grace"))
+        if config.get("backend", "asyncio") not in BACKENDS:
+            near = did_you_mean(str(config["backend"]), BACKENDS) or "."
+            raise OptionError(f"offload['backend']={config['backend']!r} must be one of {listed(BACKENDS)}{near}")
+        for name in ("deadline", "grace"):
+            value = config.get(name, 1)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise OptionError(f"offload[{name!r}]={value!r} must be a number of seconds above 0.")
+        return cls(**config)
 
 
 def _is_whole(given: Mapping[str, Any]) -> bool:

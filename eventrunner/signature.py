@@ -61,13 +61,13 @@ class Wants:
             kwargs[self.keyword] = sender
         return args, kwargs
 
-    def source(self, function: str, sender: str, given: Collection[str]) -> str:
-        """The source text of one call of *function*."""
+    def source(self, function: str, sender: str, given: Collection[str], before: str = "") -> str:
+        """The source text of one call of *function*, with *before* in front of its arguments."""
         parts = [sender if name == SENDER else name for name in self._by_position(given)]
         parts += [f"{name}={name}" for name in self._by_keyword(given)]
         if self.keyword is not None:
             parts.append(f"{self.keyword}={sender}")
-        return f"{function}({', '.join(parts)})"
+        return f"{function}({before}{', '.join(parts)})"
 
     def _by_position(self, given: Collection[str]) -> Iterable[str]:
         # What comes after a name that isn't given would be taken for it; such parameters have defaults.

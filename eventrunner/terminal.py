@@ -24,9 +24,12 @@ from rich.text import Text
 from eventrunner.log import headed, shown
 
 if TYPE_CHECKING:
+    from eventrunner.account import RunAccount
     from eventrunner.runner import Runner
 
 __all__ = ["Bar", "clock", "conclude", "duration", "introduce", "pace", "size"]
+
+_MOST_RECEIVERS = 6  # in the table at the end
 
 
 class Bar:
@@ -180,8 +183,8 @@ def _count_receivers(runner: Runner) -> None:
     runner.logger.info("plan", hooks=hooks, receivers=functions, sites=sites, path=path, line=line)
 
 
-def conclude(runner: Runner, took: float, failure: BaseException | None = None) -> None:
-    """Say how a training ended, what was best, what is saved, and what may come next."""
+def conclude(runner: Runner, took: float, failure: BaseException | None, account: RunAccount) -> None:
+    """Say how a training ended, what was best, what is saved, what its receivers have cost, and what may come next."""
     _say_ending(runner, took, failure)
     bests: dict[str, Any] = runner.message_hub.get_info("best", {})
     scores = {name: f"val/{name} {shown(best['score'])}" for name, best in bests.items()}
@@ -190,6 +193,7 @@ def conclude(runner: Runner, took: float, failure: BaseException | None = None) 
         line = headed("best", scores[name].ljust(width), best["path"])
         runner.logger.info("best", **{f"val/{name}": best["score"]}, path=best["path"], line=line)
     _say_saves(runner)
+    _say_account(runner, account)
     steps = _next_steps(runner, [best["path"] for best in bests.values()])
     if steps:
         runner.logger.info("next", what=" · ".join(steps), line=headed("next", " · ".join(steps)))
@@ -225,15 +229,37 @@ def _say_saves(runner: Runner) -> None:
         return
     last = runner.message_hub.get_info("last_ckpt")
     said = (
-        f"{saves['committed']} of {saves['requested']} committed, {size(saves['bytes'])} in {duration(saves['took'])}"
+        f"{saves['committed']} of {saves['requested']} committed, {size(saves['bytes'])} in {duration(saves['took'])}, "
+        f"training held up {duration(saves['stall'])}"
     )
-    fields = {**saves, "took": round(saves["took"], 3), **({"path": last} if last else {})}
+    times = {"took": round(saves["took"], 3), "stall": round(saves["stall"], 6)}
+    fields = {**saves, **times, **({"path": last} if last else {})}
     runner.logger.info("saves", **fields, line=headed("saves", said, last or ""))
+
+
+def _say_account(runner: Runner, account: RunAccount) -> None:
+    """The table on a terminal, an event for each of its receivers in a pipe; and what would make one cheaper."""
+    rows = account.chosen(_MOST_RECEIVERS)
+    table = account.table(rows)
+    for row, line in zip([None, *rows], table, strict=True):
+        fields: dict[str, Any] = {"unit": "s"}
+        if row is not None:
+            fields = {"receiver": row.name, "calls": row.calls, "inline": round(row.inline, 6)}
+        if row is not None and row.beside:
+            fields |= {"beside": round(row.beside, 6), "waited": round(sum(row.waits.values()), 6)}
+        runner.logger.info("time", **fields, line=headed("time" if row is None else "", line))
+    for row in account.rows:
+        if row.hint:
+            runner.logger.warning("receiver", reason=row.hint)
 
 
 def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
     last, reason = runner.message_hub.get_info("last_ckpt"), runner.stop_reason
-    steps = ["runner.test()"] if runner.test_loop is not None and reason not in ("exception", "interrupted") else []
+    steps = (
+        ["runner.test()"]
+        if runner.test_loop is not None and reason not in ("exception", "interrupted", "preempted")
+        else []
+    )
     if reason == "completed":
         return steps + [f"Runner(..., load_from={path!r})" for path in (bests or [last])[:1] if path]
     return steps + (["Runner(..., resume=True)"] if last or bests else [])

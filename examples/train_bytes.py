@@ -1,6 +1,7 @@
 """A byte-level GPT of 2.7 million parameters on the source text of Python's standard library.
 
 $ python examples/train_bytes.py --iters 300
+$ python examples/train_bytes.py --iters 300 --no-overlap
 """
 
 import argparse
@@ -41,11 +42,11 @@ def read_source(limit: int) -> torch.Tensor:
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--iters", type=int, default=1000)
-parser.add_argument("--bytes", type=int, default=4_000_000)
-parser.add_argument("--batch", type=int, default=16)
+for name, default in (("iters", 1000), ("bytes", 4_000_000), ("batch", 16)):
+    parser.add_argument(f"--{name}", type=int, default=default)
 parser.add_argument("--work-dir")
 parser.add_argument("--resume", action="store_true")
+parser.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True)
 args = parser.parse_args()
 
 torch.manual_seed(0)
@@ -54,6 +55,7 @@ model = GPT()
 adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
 warm_up = max(args.iters // 10, 1)
 schedule = SequentialLR(adamw, [LinearLR(adamw, 0.01, 1.0, warm_up), CosineAnnealingLR(adamw, args.iters)], [warm_up])
+saves = dict(save_best="loss", max_keep_ckpts=2, interval=max(args.iters // 8, 1), offload=args.overlap)
 runner = Runner(
     model=model,
     work_dir=args.work_dir,
@@ -66,10 +68,9 @@ runner = Runner(
     val_dataloader=DataLoader(TensorDataset(chunks[-64:]), 32),
     val_evaluator={"loss": MeanMetric()},
     train_cfg=dict(max_iters=args.iters, val_interval=max(args.iters // 4, 1)),
-    default_hooks=dict(
-        logger=dict(interval=max(args.iters // 20, 1)), checkpoint=dict(save_best="loss", max_keep_ckpts=2)
-    ),
+    default_hooks=dict(logger=dict(interval=max(args.iters // 20, 1)), checkpoint=saves),
     custom_hooks=[dict(type="EMAHook", momentum=0.05)],
     randomness=dict(seed=0),
 )
 runner.train()
+print(f"{'with' if args.overlap else 'without'} overlap: {runner.account().saves}")

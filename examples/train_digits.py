@@ -27,7 +27,7 @@ def val_step(model: nn.Module, batch: Batch) -> Batch:
     return model(batch[0]), batch[1]
 
 
-@on("before_train_iter", priority="HIGH")
+@on("before_train_iter", priority="HIGH", mutates=())  # it writes to no weights, so a save goes on beside it
 def shift(runner: Runner, data_batch: Batch) -> None:
     """Shift the images by up to one pixel, in place: more data for nothing."""
     rows, columns = torch.randint(-1, 2, (2,)).tolist()

@@ -543,20 +543,6 @@ def test_emit_all_returns_the_error_of_a_predicate_and_goes_on(bus: Bus, calls: 
     assert calls == ["after"]
 
 
-def test_emit_all_returns_an_error_for_an_async_receiver_and_goes_on(bus: Bus, calls: Calls) -> None:
-    """What can't be awaited isn't dropped in silence."""
-
-    async def cook() -> None:
-        """Do nothing."""
-
-    bus.lunch.connect(cook)
-    bus.lunch.connect(noting(calls, "after"))
-    (error,) = bus.lunch.emit_all(None, dish="soup")
-    assert isinstance(error, SignatureError)
-    assert str(error).startswith(f"cook in {at(cook)} is an async def")
-    assert calls == ["after"]
-
-
 def test_a_typeerror_in_a_receiver_shows_its_own_traceback_and_the_receivers_name(bus: Bus) -> None:
     """Pitfall: MMEngine replaces it by ``TypeError(f'{e} in {hook}') from None`` and erases where it came from."""
 

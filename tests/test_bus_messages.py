@@ -77,7 +77,10 @@ def receiver(runner: Any) -> None:
 
 RECEIVER = f"receiver in {HERE}:{receiver.__code__.co_firstlineno}"
 LEVELS = "HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW, LOWEST"
-NAMES = "priority, every, start, once, when, label"
+NAMES = (
+    "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
+    "worker, mutates"
+)
 
 
 @pytest.mark.parametrize(

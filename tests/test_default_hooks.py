@@ -96,7 +96,7 @@ def test_the_plan_is_in_the_log_and_not_on_the_terminal(
     info = runner.get_hooks_info()
     runner.train()
     assert info in (tmp_path / "run/log.txt").read_text(encoding="utf-8")
-    assert "RuntimeInfoHook" not in capsys.readouterr().out
+    assert "runtime_info.py" not in capsys.readouterr().out
 
 
 def test_options_without_a_type_are_for_the_default_of_that_name(make_runner: MakeRunner) -> None:

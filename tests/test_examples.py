@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_train_bytes_learns_and_saves_the_averaged_weights(tmp_path: Path) -> No
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 4.5
     assert len(list((tmp_path / "work").glob("best_loss_iter_*"))) == 1
+
+
+def test_train_bytes_says_what_the_overlap_hides(tmp_path: Path) -> None:
+    """The same saves with it and without; without it all of the writing is in the training's way."""
+    sizes = ("--iters", "8", "--bytes", "100000", "--batch", "4")
+    for flag, hidden in (("--overlap", False), ("--no-overlap", True)):
+        last = run("train_bytes.py", tmp_path, *sizes, "--work-dir", flag.strip("-"), flag).splitlines()[-1]
+        assert re.fullmatch(r"with(out)? overlap: \d+ saves, .* of .* writing hidden", last), last
+        assert (" 0% of " in last) == hidden
+
+
+def test_own_loop_goes_on_as_if_it_had_never_ended(tmp_path: Path) -> None:
+    """Eight epochs and then eight more print what sixteen do, and learn the digits."""
+    first = run("own_loop.py", tmp_path, "--folder", "a", "--epochs", "8").splitlines()
+    second = run("own_loop.py", tmp_path, "--folder", "a", "--epochs", "16", "--resume").splitlines()
+    whole = run("own_loop.py", tmp_path, "--folder", "b", "--epochs", "16").splitlines()
+    # The last save of the first run is of step 180, some steps before its end, which are repeated.
+    assert first[:-1] == whole[:8]
+    assert second[-9:-1] == whole[8:16]
+    accuracy = float(whole[-1].split()[1].rstrip(";"))
+    assert accuracy > 0.95
+    assert whole[-1].split(";")[0] == second[-1].split(";")[0]
+
+
+def test_own_loop_adds_three_lines(tmp_path: Path) -> None:
+    """Without the marked lines, what is left is a loop as anybody writes it."""
+    text = (ROOT / "examples/own_loop.py").read_text()
+    assert len(re.findall(r"# \d$", text, re.MULTILINE)) == 3
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -380,7 +380,10 @@ async def waits() -> bool:
 INTERVAL = "is not an interval; give an int of 1 or more, or a time such as '10min'."
 TIME = "is not a time; write a number and ms, s, min or h, as in '10min'."
 START = "is not a number of epochs or iterations; give an int of 0 or more."
-NAMES = "priority, every, start, once, when, label"
+NAMES = (
+    "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
+    "worker, mutates"
+)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +405,21 @@ NAMES = "priority, every, start, once, when, label"
         ({"when": waits}, f"when={waits!r} is not a plain function; give one that returns True where it should run."),
         ({"label": 3}, "label=3 is not a name; give a str."),
         ({"evry": 2}, f"there is no option 'evry', only {NAMES}; did you mean 'every'?"),
-        ({"offload": True}, f"there is no option 'offload', only {NAMES}."),
+        ({"offload": 1}, "offload=1 is not a flag; give True or False."),
+        ({"lane": ""}, "lane='' is not a name; give a str."),
+        ({"barrier": 3}, "barrier=3 is not a name; give a str."),
+        (
+            {"offload": False, "retries": 2},
+            "retries= is of use to an offloaded receiver only; leave out offload=False.",
+        ),
+        (
+            {"mutates": "model"},
+            "mutates='model' is not a tuple; give names out of model, optimizer, average, gradients, or () for none.",
+        ),
+        (
+            {"mutates": ("modle",)},
+            "mutates=('modle',): a receiver may write to model, optimizer, average, gradients; did you mean 'model'?",
+        ),
         ({"priority": 200}, "priority 200 is not between 0 (runs first) and 100 (runs last)."),
     ],
 )

@@ -689,15 +689,21 @@ def test_a_priority_that_cant_be_is_refused_with_the_hooks_name(given: bool) -> 
         connect_hook(Bus(), hook, RUN, priority="URGENT" if given else None)
 
 
+NAMES = (
+    "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
+    "worker, mutates"
+)
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
         (
             {"evry": 2},
-            "there is no option 'evry', only priority, every, start, once, when, label; did you mean 'every'?",
+            f"there is no option 'evry', only {NAMES}; did you mean 'every'?",
         ),
         ({"every": 0}, "every=0 is not an interval; give an int of 1 or more, or a time such as '10min'."),
-        ({"sender": 1}, "there is no option 'sender', only priority, every, start, once, when, label."),
+        ({"sender": 1}, f"there is no option 'sender', only {NAMES}."),
     ],
 )
 def test_options_that_cant_be_are_refused_where_they_stand(chosen: dict[str, Any], message: str) -> None:

@@ -195,7 +195,7 @@ def test_what_was_saved_without_a_part_cannot_be_gone_on_from(make: Callable[...
 def test_the_new_one_is_durable_before_the_old_one_is_deleted(make: Callable[..., Runner], tmp_path: Path) -> None:
     """At each site one sees at least as many as are to be kept."""
     sites = Sites()
-    make(run={"epochs": 3, "val": False, "custom_hooks": [sites]}, max_keep_ckpts=1).train()
+    make(run={"epochs": 3, "val": False, "custom_hooks": [sites]}, max_keep_ckpts=1, mode="sync").train()
     assert sites.seen == [
         ("before", []),
         ("epoch_1", ["epoch_1"]),
@@ -282,7 +282,7 @@ def test_the_best_is_kept_and_only_the_best(make: Callable[..., Runner], tmp_pat
 def test_the_best_is_a_twin_of_the_save_made_at_that_step(make: Callable[..., Runner], tmp_path: Path) -> None:
     """The same files on the disk, written once."""
     sites = Sites()
-    make(run=scored(0.5, 0.7, custom_hooks=[sites]), save_best="accuracy").train()
+    make(run=scored(0.5, 0.7, custom_hooks=[sites]), save_best="accuracy", mode="sync").train()
     assert [name for name, _ in sites.seen] == [
         *("before", "epoch_1", "best_accuracy_epoch_1"),
         *("before", "epoch_2", "best_accuracy_epoch_2"),
@@ -296,7 +296,8 @@ def test_the_best_is_a_twin_of_the_save_made_at_that_step(make: Callable[..., Ru
 def test_the_new_best_is_durable_before_the_old_one_is_deleted(make: Callable[..., Runner]) -> None:
     """As with regular ones."""
     sites = Sites()
-    make(run=scored(0.5, 0.7, custom_hooks=[sites]), save_best="accuracy", interval=-1, save_last=False).train()
+    hook = dict(save_best="accuracy", interval=-1, save_last=False, mode="sync")
+    make(run=scored(0.5, 0.7, custom_hooks=[sites]), **hook).train()
     assert sites.seen == [
         ("before", []),
         ("best_accuracy_epoch_1", ["best_accuracy_epoch_1"]),

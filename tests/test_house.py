@@ -14,15 +14,21 @@ import eventrunner
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
-    ("errors", "version", "priority", "foreign", "sites", "atomic"),
-    ("signature", "filters", "connection", "plan", "dispatch", "bus"),
-    ("hook", "registry", "modules", "history", "state", "dist", "log", "rules", "steps"),
+    ("errors", "version", "priority", "foreign", "sites", "atomic", "preempt", "task", "lane", "lanes"),
+    ("signature", "filters", "connection", "offload", "ledger", "plan", "dispatch", "bus"),
+    ("hook", "registry", "modules", "history", "state", "view", "dist", "log", "rules", "steps"),
     ("optim", "averaging", "evaluator", "device", "data", "schedule", "settings", "rundir", "best", "checkpoint"),
-    ("loops", "resume", "session", "terminal"),
+    ("loops", "resume", "checkpointer", "session", "terminal", "account"),
     ("hooks", "roster", "runner"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ONLY_IMPORTER = {"torch.distributed": {"dist"}, "structlog": {"log"}, "rich": {"terminal"}, "blinker": {"dispatch"}}
+ONLY_IMPORTER = {
+    "torch.distributed": {"dist"},
+    "structlog": {"log"},
+    "rich": {"terminal"},
+    "blinker": {"dispatch"},
+    "anyio": {"lanes"},
+}
 
 
 def modules() -> list[Path]:

@@ -21,7 +21,7 @@ def lines(text: str) -> list[str]:
 def test_training_by_epoch_with_validation_and_the_best_saved(make_runner: MakeRunner) -> None:
     """Counters advance after the after-sites; each save is one before_save, the best being a twin of it."""
     tracer = Tracer()
-    hooks = {"logger": {"interval": 1}, "checkpoint": {"save_best": "mse"}}
+    hooks = {"logger": {"interval": 1}, "checkpoint": {"save_best": "mse", "mode": "sync"}}
     make_runner(val=True, default_hooks=hooks, custom_hooks=[tracer]).train()
     assert tracer.seen == lines("""
         before_run 0,0
@@ -79,7 +79,8 @@ def test_training_by_iteration_with_nested_validation(make_runner: MakeRunner) -
     """The epoch's sites come once, around everything, and a save comes before the validation of its iteration."""
     tracer = Tracer("on_log")
     cfg = {"max_iters": 3, "val_interval": 2}
-    make_runner(val=True, train_cfg=cfg, custom_hooks=[tracer]).train()
+    hooks = {"checkpoint": {"mode": "sync"}}
+    make_runner(val=True, train_cfg=cfg, default_hooks=hooks, custom_hooks=[tracer]).train()
     assert tracer.seen == lines("""
         before_run 0,0
         before_train 0,0

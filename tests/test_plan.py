@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +16,16 @@ from eventrunner.bus import Bus
 from eventrunner.connection import Connection, Table, annotate, connection_of
 from eventrunner.errors import OptionError, SignatureError
 from eventrunner.filters import parse_options
+from eventrunner.offload import Context
 from eventrunner.plan import Plan, PlanRow, checked_payload, compile_plan
 
 SENDER = SimpleNamespace(epoch=2, iter=17)
 PAYLOAD = ("dish", "guests")
+
+
+def compiled(connections: Sequence[Connection], given: Sequence[str]) -> Callable[..., None]:
+    """The emission of a site that shares nothing with others."""
+    return compile_plan("lunch", connections, given, Context(0, id))
 
 
 def connected(receiver: Callable[..., Any], **options: Any) -> Connection:
@@ -40,19 +46,19 @@ def test_a_plan_calls_in_the_order_given() -> None:
         connected(lambda dish: calls.append(dish)),
         connected(lambda runner, guests: calls.append((runner, guests)), priority="HIGH"),
     ]
-    compile_plan("lunch", connections, PAYLOAD)(SENDER, dish="soup", guests=3)
+    compiled(connections, PAYLOAD)(SENDER, dish="soup", guests=3)
     assert calls == ["first", "soup", (SENDER, 3)]
 
 
 def test_a_plan_without_receivers_does_nothing() -> None:
     """Muted sites have such a plan."""
-    assert compile_plan("lunch", [], PAYLOAD)(SENDER, dish="soup", guests=3) is None
+    assert compiled([], PAYLOAD)(SENDER, dish="soup", guests=3) is None
 
 
 def test_a_plan_for_a_part_of_the_payload_passes_on_that_part() -> None:
     """What isn't given is left to the receiver's default."""
     calls: list[Any] = []
-    plan = compile_plan("lunch", [connected(lambda dish, guests=1: calls.append((dish, guests)))], ["dish"])
+    plan = compiled([connected(lambda dish, guests=1: calls.append((dish, guests)))], ["dish"])
     plan(SENDER, dish="soup")
     assert calls == [("soup", 1)]
 
@@ -67,7 +73,7 @@ def test_a_plan_for_a_part_of_the_payload_passes_on_that_part() -> None:
 def test_a_compiled_emission_takes_its_payload_and_no_other(payload: dict[str, int], message: str) -> None:
     """Python's own error has the site's name, at no cost to a right call."""
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        compile_plan("lunch", [], PAYLOAD)(SENDER, **payload)
+        compiled([], PAYLOAD)(SENDER, **payload)
 
 
 def test_a_receiver_that_needs_what_isnt_given_is_refused() -> None:
@@ -78,21 +84,7 @@ def test_a_receiver_that_needs_what_isnt_given_is_refused() -> None:
 
     message = f"serve in {at(serve)} needs 'dish', 'guests'; this emission of 'lunch' carries nothing."
     with pytest.raises(SignatureError, match=f"^{re.escape(message)}$"):
-        compile_plan("lunch", [connected(serve)], [])
-
-
-def test_an_async_receiver_is_refused() -> None:
-    """Its coroutine would be dropped; the message says what can be done."""
-
-    async def serve() -> None:
-        """Do nothing."""
-
-    message = (
-        f"serve in {at(serve)} is an async def, which an emission of 'lunch' doesn't await; make it a plain function "
-        "or use send_async()."
-    )
-    with pytest.raises(SignatureError, match=f"^{re.escape(message)}$"):
-        compile_plan("lunch", [connected(serve)], PAYLOAD)
+        compiled([connected(serve)], [])
 
 
 @pytest.mark.parametrize("options", [{}, {"every": 1, "start": 1}, {"when": lambda: True}])
@@ -110,7 +102,7 @@ def test_the_receiver_that_failed_is_read_off_the_line(failing: int, options: di
     receivers[failing] = fails
     connections = [connected(receiver, **options, label=f"r{index}") for index, receiver in enumerate(receivers)]
     with pytest.raises(KeyError) as caught:
-        compile_plan("lunch", connections, PAYLOAD)(SENDER, dish="soup", guests=3)
+        compiled(connections, PAYLOAD)(SENDER, dish="soup", guests=3)
     assert caught.value.__notes__ == [f"raised by receiver r{failing} ({at(fails)}) at 'lunch', epoch 2, iter 17"]
 
 
@@ -124,7 +116,7 @@ def test_a_failing_predicate_is_noted_as_its_receivers() -> None:
         """Do nothing."""
 
     with pytest.raises(LookupError, match="no idea") as caught:
-        compile_plan("lunch", [connected(serve, when=hungry)], PAYLOAD)(None, dish=1, guests=2)
+        compiled([connected(serve, when=hungry)], PAYLOAD)(None, dish=1, guests=2)
     assert caught.value.__notes__ == [f"raised by receiver serve ({at(serve)}) at 'lunch'"]
 
 
@@ -143,7 +135,7 @@ def test_an_error_that_was_raised_before_is_noted_for_the_receiver_that_raises_i
         """Do nothing."""
 
     with pytest.raises(ValueError, match="kept"):
-        compile_plan("lunch", [connected(fine), connected(again)], PAYLOAD)(None, dish=1, guests=2)
+        compiled([connected(fine), connected(again)], PAYLOAD)(None, dish=1, guests=2)
     assert error.__notes__ == [f"raised by receiver again ({at(again)}) at 'lunch'"]
 
 
@@ -157,7 +149,7 @@ def test_the_traceback_ends_in_the_receivers_own_frames() -> None:
         helper()
 
     with pytest.raises(OSError, match="no pan") as caught:
-        compile_plan("lunch", [connected(serve)], PAYLOAD)(None, dish=1, guests=2)
+        compiled([connected(serve)], PAYLOAD)(None, dish=1, guests=2)
     frames = traceback.extract_tb(caught.value.__traceback__)
     assert [frame.name for frame in frames[1:]] == ["emit", "serve", "helper"]
     assert frames[1].filename == "<receivers of lunch>"
@@ -187,7 +179,7 @@ def test_an_error_that_takes_no_note_propagates_all_the_same() -> None:
         raise FrozenError("burnt")
 
     with pytest.raises(FrozenError):
-        compile_plan("lunch", [connected(serve)], PAYLOAD)(None, dish=1, guests=2)
+        compiled([connected(serve)], PAYLOAD)(None, dish=1, guests=2)
 
 
 def test_a_sender_whose_counter_fails_doesnt_hide_the_error() -> None:
@@ -225,7 +217,7 @@ def test_names_that_generated_code_might_use_are_free_for_a_payload() -> None:
             (name,),
             parse_options(every=1, start=1, when=lambda: True),
         )
-        compile_plan("lunch", [connection], (name,))(SENDER, **{name: name})
+        compiled([connection], (name,))(SENDER, **{name: name})
     assert calls == list(names)
 
 
@@ -291,7 +283,7 @@ def test_a_weak_connection_gives_its_receiver_while_it_lives() -> None:
 
     connection = connected(serve, when=lambda: True)
     connection.target, connection.weak = weakref.ref(serve), True
-    plan = compile_plan("lunch", [connection], PAYLOAD)
+    plan = compiled([connection], PAYLOAD)
     plan(None, dish="soup", guests=1)
     assert connection.receiver is serve
     del serve

@@ -438,7 +438,7 @@ def test_a_stop_from_any_site_ends_the_training_and_a_second_train_goes_on(
     """The run stops short of its end, says why, and train() again ends as if it had never stopped."""
     cfg = {"max_epochs": 3} if by_epoch else {"max_iters": 9, "val_interval": 3}
     loader = DataLoader(TensorDataset(*map(torch.cat, zip(*batches(3), strict=True))), 2, shuffle=True)
-    hooks = {"logger": {"interval": 1}}
+    hooks = {"logger": {"interval": 1}, "checkpoint": {"mode": "sync"}}  # else a commit comes at any later iteration
 
     def make(**changes: Any) -> Runner:
         return make_runner(
@@ -728,6 +728,7 @@ def train_until_the_disk_is_full() -> None:
 
     @runner.on("before_train_epoch", when=lambda runner: runner.epoch == 1)
     def fill_the_disk() -> None:
+        runner.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     try:
@@ -742,7 +743,7 @@ def test_a_write_that_is_cut_leaves_the_previous_checkpoint_and_it_resumes(tmp_p
     process.join(60)
     assert process.exitcode == errno.EFBIG
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "epoch_1", "last_checkpoint", "log.jsonl", "log.txt", "run.json",
+        ".lock", "epoch_1", "last_checkpoint", "log.jsonl", "log.txt", "run.json",
     ]  # fmt: skip
     runner = wide_run(resume=True)
     began: list[int] = []
@@ -1098,13 +1099,14 @@ def test_a_hook_is_an_instance_or_a_dict(make_runner: MakeRunner) -> None:
             runner.register_hook(wrong)
 
 
-@pytest.mark.parametrize("reason", ["completed", "exception", "interrupted"])
+@pytest.mark.parametrize("reason", ["completed", "exception", "interrupted", "preempted"])
 def test_a_stop_can_not_pass_for_another_ending(make_runner: MakeRunner, reason: str) -> None:
     """These words say how a run ended by itself, and whether its last state may be saved."""
     runner = make_runner()
     with pytest.raises(OptionError) as caught:
         runner.stop(reason)
     assert str(caught.value) == (
-        f"stop({reason!r}): completed, exception, interrupted say how a run ended by itself; give a reason of your own."
+        f"stop({reason!r}): completed, exception, interrupted, preempted say how a run ended by itself; give a "
+        "reason of your own."
     )
     assert not runner.train_loop.stop_training

@@ -20,8 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from eventrunner.checkpoint.decoder import Decoder
-from eventrunner.checkpoint.encoder import SECTIONS, Encoder
-from eventrunner.errors import CheckpointError, CorruptCheckpointError
+from eventrunner.checkpoint.parts import document_of, make_plan
+from eventrunner.checkpoint.tensors import stored
+from eventrunner.checkpoint.walk import walk
+from eventrunner.errors import CorruptCheckpointError
 
 __all__ = ["Encoded", "decode", "encode"]
 
@@ -33,14 +35,14 @@ class Encoded:
     Attributes:
         document: What is plain or tagged; JSON can hold it. Keys as in the tree.
         tensors: By file, and in it by name: contiguous tensors on the CPU, of the dtypes that safetensors has. They
-            share memory with the tree's own unless they were copied. No file is without tensors.
+            share memory with the tree's own, which must not change while they are in use. No file is without tensors.
     """
 
     document: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
 
 
-def encode(tree: Mapping[str, Any], *, copy: bool = False) -> Encoded:
+def encode(tree: Mapping[str, Any]) -> Encoded:
     """Take *tree* apart into what JSON holds and what safetensors holds.
 
     The tensors below ``tree["state_dict"]`` go to ``model.safetensors``, under their plain keys; those below
@@ -52,20 +54,19 @@ def encode(tree: Mapping[str, Any], *, copy: bool = False) -> Encoded:
             members of sets are scalars or tuples of them. An OrderedDict comes back as a dict, save a module's
             ``state_dict()``: that keeps the versions of its modules, which ``load_state_dict`` asks for. Parameters
             come back as tensors, without gradients. A subclass of any of these is refused.
-        copy: Whether tensors on the CPU are copied. If not, they must not change while the result is in use.
 
     Raises:
         CheckpointError: something else is in the tree, or it contains itself; the message has the path to it.
     """
-    if not isinstance(tree, Mapping):
-        raise CheckpointError(f"a checkpoint is a dict of state by name, not a {type(tree).__name__}.")
-    held = dict(tree)
-    if odd := [key for key in held if type(key) is not str]:
-        raise CheckpointError(f"the checkpoint has the key {odd[0]!r} at its top, where keys are strings.")
-    encoder = Encoder(copy, _plain_keys(held))
-    order = [key for key in SECTIONS if key in held] + [key for key in held if key not in SECTIONS]
-    nodes = {key: encoder.node(held[key], (key,)) for key in order}
-    return Encoded({key: nodes[key] for key in held}, encoder.tensors)
+    walked = walk(tree)
+    plan = make_plan(tree, walked)
+    leaves = [leaf for part in walked for leaf in part.leaves]
+    tensors = {
+        part.file: {name: stored(leaves[i]) for name, i in zip(part.specs, part.own, strict=True)}
+        for part in plan.parts
+        if part.specs
+    }
+    return Encoded(document_of(tree, plan, [part.copies for part in walked]), tensors)
 
 
 def decode(
@@ -87,8 +88,3 @@ def decode(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error) as error:
         problem = f"{type(error).__name__}: {error}"
         raise CorruptCheckpointError(f"{where} is not a document that can be decoded ({problem}).") from error
-
-
-def _plain_keys(tree: Mapping[str, Any]) -> frozenset[str]:
-    model = tree.get("state_dict")
-    return frozenset(key for key in model if type(key) is str) if isinstance(model, dict) else frozenset()

@@ -1,9 +1,8 @@
-"""From values to nodes of the document, by type; tensors are set aside under the names that they get in the files."""
+"""From values to nodes of the document, by type."""
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import math
 import struct
@@ -19,36 +18,49 @@ from torch import Tensor
 from eventrunner.checkpoint.decoder import TAG, Node
 from eventrunner.errors import CheckpointError
 
-__all__ = ["MAX_DEPTH", "SECTIONS", "Encoder"]
+__all__ = [
+    "MAX_DEPTH",
+    "SCALARS",
+    "TENSORS",
+    "Encoder",
+    "Hole",
+    "Modules",
+    "Trail",
+    "hashable",
+    "is_array",
+    "is_scalar",
+    "refusal",
+]
 
 MAX_DEPTH = 100
 """How deep a tree may be nested: enough for any state, and well within Python's own limit on recursion."""
 
-SECTIONS = {"state_dict": "model.safetensors", "optimizer": "optimizer.safetensors"}
-_REST = "state.safetensors"
-_HEADER_KEY = "__metadata__"  # safetensors' own entry in a file's header
 _EXACT_INT = 2**53  # other readers of JSON hold a larger one as a float
 _TAKES = "it takes tensors, numbers, strings, bytes, None and dicts, lists, tuples and sets of them"
 _NUMPY_KINDS = frozenset("biufcUS")
 
-_NATIVE = frozenset(
-    getattr(torch, name)
-    for name in (
-        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
-        *("float16", "bfloat16", "float32", "float64", "complex64"),
-    )
-)
-"""What safetensors stores as it is; any other dtype is stored as its bytes."""
-
 Trail = tuple[object, ...]
+Leaf = Callable[[Any, Trail], Node]
+
+
+class Hole:
+    """Stands in a copied tree where a tensor was, or a container of tensors alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """Stands in a copied tree for a module's ``state_dict()``: what is in it, and the versions of its modules."""
+
+    content: Any
+    versions: Any
 
 
 def _path(trail: Trail) -> str:
     return "checkpoint" + "".join(f"[{key!r}]" for key in trail)
 
 
-def _refusal(trail: Trail, what: str) -> CheckpointError:
+def refusal(trail: Trail, what: str) -> CheckpointError:
+    """The error for something that a checkpoint can't hold."""
     return CheckpointError(f"{_path(trail)} is {what}, which a checkpoint can't hold; {_TAKES}.")
 
 
@@ -59,19 +71,21 @@ def _kind_of(value: object) -> str:
 
 @dataclass(slots=True)
 class Encoder:
-    """One pass over one tree, which must stay alive meanwhile, as tensors and containers are told apart by address."""
+    """One pass over one tree, which must stay alive meanwhile, as containers are told apart by address.
 
-    copy: bool
-    plain_keys: frozenset[str]
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    _known: dict[object, Node] = field(default_factory=dict)
+    Attributes:
+        leaf: Makes the node of a tensor or a hole, and the inner one of an array. Called in the order of the tree,
+            once for each occurrence.
+    """
+
+    leaf: Leaf
     _open: set[int] = field(default_factory=set)
 
     def node(self, value: Any, trail: Trail) -> Node:
         """The node for *value*, to which the keys and indices of *trail* lead."""
         encode_it = _ENCODERS.get(type(value)) or _numpy_encoder(value)
         if encode_it is None:
-            raise _refusal(trail, _kind_of(value))
+            raise refusal(trail, _kind_of(value))
         return encode_it(self, value, trail)
 
     def below(self, container: Any, items: Iterable[tuple[object, Any]], trail: Trail) -> list[Node]:
@@ -89,76 +103,13 @@ class Encoder:
         self._open.remove(id(container))
         return nodes
 
-    def tensor(self, value: Tensor, trail: Trail) -> Node:
-        """The node for a tensor; the same one wherever it occurs."""
-        if problem := _no_bytes(value):
-            raise _refusal(trail, problem)
-        identity = _identity(value)
-        if identity not in self._known:
-            self._known[identity] = self._stored(value, trail)
-        return self._known[identity]
 
-    def array(self, value: Any, trail: Trail) -> Node:
-        """The node for a numpy array, which is stored as a tensor."""
-        if id(value) not in self._known:
-            try:
-                # A copy, as torch takes neither read-only arrays nor negative strides.
-                taken = torch.from_numpy(value.copy(order="K"))
-            except (TypeError, ValueError) as error:
-                raise _refusal(trail, f"a numpy array of dtype {value.dtype}") from error
-            self._known[id(value)] = {TAG: "ndarray", "tensor": self._stored(taken, trail)}
-        return self._known[id(value)]
-
-    def _stored(self, value: Tensor, trail: Trail) -> Node:
-        data = value.detach().resolve_conj().resolve_neg()
-        node: dict[str, Node] = {TAG: "tensor"}
-        if order := _memory_order(data):
-            node["order"] = order
-        data = data.cpu().contiguous()
-        if data.dtype not in _NATIVE:
-            node |= {"dtype": str(data.dtype), "shape": list(data.shape)}
-            data = data.reshape(-1).view(torch.uint8)
-        if self.copy and data.data_ptr() == value.data_ptr():
-            data = data.clone()
-        file, name = self._place(trail)
-        self.tensors.setdefault(file, {})[name] = data
-        return {**node, "file": file, "name": name}
-
-    def _place(self, trail: Trail) -> tuple[str, str]:
-        """The file and the name for a tensor: a plain key of the model stays as it is, whatever else is there."""
-        file = SECTIONS.get(str(trail[0]), _REST)
-        inner = trail[1:] if file != _REST and len(trail) > 1 else trail
-        # safetensors' header is UTF-8, in which Python's lone surrogates have no place.
-        base = ".".join(map(str, inner)).encode("utf-8", "backslashreplace").decode()
-        reserved = self.plain_keys if trail[0] == "state_dict" and inner != (base,) else ()
-        taken = self.tensors.get(file, {})
-        names = itertools.chain([base], (f"{base}#{count}" for count in itertools.count(2)))
-        free = (name for name in names if name not in taken and name not in reserved and name != _HEADER_KEY)
-        return file, next(free)
+def _leaf(encoder: Encoder, value: Tensor | Hole, trail: Trail) -> Node:
+    return encoder.leaf(value, trail)
 
 
-def _no_bytes(value: Tensor) -> str:
-    if value.is_nested or value.layout is not torch.strided:
-        return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
-    if value.is_quantized:
-        return "a quantized tensor"
-    return "a tensor on the meta device, without data" if value.is_meta else ""
-
-
-def _identity(value: Tensor) -> object:
-    if not value.numel():
-        return id(value)
-    place = (value.device, value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride())
-    return (*place, value.dtype, value.is_conj(), value.is_neg())
-
-
-def _memory_order(data: Tensor) -> list[int] | None:
-    """The dimensions from the outermost in memory to the innermost, where that is not simply their order."""
-    if data.is_contiguous():
-        return None
-    strides = torch.empty_like(data, device="meta").stride()  # those that a copy would have
-    order = sorted(range(data.dim()), key=lambda dim: -strides[dim])
-    return order if order != list(range(data.dim())) else None
+def _array(encoder: Encoder, value: Any, trail: Trail) -> Node:
+    return {TAG: "ndarray", "tensor": encoder.leaf(value, trail)}
 
 
 def _as_is(encoder: Encoder, value: Any, trail: Trail) -> Node:
@@ -198,7 +149,7 @@ def _tuple(encoder: Encoder, value: tuple[Any, ...], trail: Trail) -> Node:
 
 
 def _set(encoder: Encoder, value: set[Any] | frozenset[Any], trail: Trail) -> Node:
-    items = [_hashable(encoder, item, trail) for item in value]
+    items = [hashable(encoder, item, trail) for item in value]
     return {TAG: type(value).__name__, "items": sorted(items, key=json.dumps)}  # one order from run to run
 
 
@@ -211,8 +162,14 @@ def _dict(encoder: Encoder, value: dict[Any, Any], trail: Trail) -> Node:
 def _ordered_dict(encoder: Encoder, value: OrderedDict[Any, Any], trail: Trail) -> Node:
     content = _dict(encoder, value, trail)
     versions = getattr(value, "_metadata", None)  # nn.Module.state_dict() puts it there
-    if not versions:
-        return content
+    return _versioned(encoder, content, versions, trail) if versions else content
+
+
+def _modules(encoder: Encoder, value: Modules, trail: Trail) -> Node:
+    return _versioned(encoder, encoder.node(value.content, trail), value.versions, trail)
+
+
+def _versioned(encoder: Encoder, content: Node, versions: Any, trail: Trail) -> Node:
     return {TAG: "state_dict", "content": content, "metadata": encoder.node(versions, (*trail, "_metadata"))}
 
 
@@ -221,11 +178,12 @@ def _counter(encoder: Encoder, value: Counter[Any], trail: Trail) -> Node:
 
 
 def _pairs(encoder: Encoder, value: dict[Any, Any], trail: Trail) -> list[Node]:
-    keys = [_hashable(encoder, key, trail) for key in value]
+    keys = [hashable(encoder, key, trail) for key in value]
     return [list(pair) for pair in zip(keys, encoder.below(value, value.items(), trail), strict=True)]
 
 
-def _hashable(encoder: Encoder, value: Any, trail: Trail) -> Node:
+def hashable(encoder: Encoder, value: Any, trail: Trail) -> Node:
+    """The node for a key of a dict or a member of a set, to whose container *trail* leads."""
     if not _is_hashable(value):
         raise CheckpointError(
             f"{_path(trail)} has {_kind_of(value)} as a key or member, which a checkpoint can't hold; it "
@@ -237,7 +195,17 @@ def _hashable(encoder: Encoder, value: Any, trail: Trail) -> Node:
 def _is_hashable(value: Any) -> bool:
     if type(value) in (tuple, frozenset, torch.Size):
         return all(map(_is_hashable, value))
-    return type(value) in _SCALARS or _numpy_encoder(value) is _numpy_scalar
+    return is_scalar(value)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether *value* can't change and has nothing in it."""
+    return type(value) in SCALARS or _numpy_encoder(value) is _numpy_scalar
+
+
+def is_array(value: Any) -> bool:
+    """Whether *value* is an array of numpy's."""
+    return _numpy_encoder(value) is _array
 
 
 def _numpy_encoder(value: Any) -> _Encode | None:
@@ -245,7 +213,7 @@ def _numpy_encoder(value: Any) -> _Encode | None:
     if numpy is None:
         return None
     if type(value) is numpy.ndarray:
-        return Encoder.array
+        return _array
     known = isinstance(value, numpy.generic) and value.dtype.kind in _NUMPY_KINDS
     return _numpy_scalar if known and not isinstance(value.item(), numpy.generic) else None
 
@@ -263,9 +231,11 @@ _SCALARS: dict[type, _Encode] = {
     torch.dtype: _named,
     torch.device: _named,
 }
-
+SCALARS = frozenset(_SCALARS)
+TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _ENCODERS: dict[type, _Encode] = {
     **_SCALARS,
+    **dict.fromkeys((*TENSORS, Hole), _leaf),
     list: _list,
     tuple: _tuple,
     torch.Size: _tuple,
@@ -273,8 +243,7 @@ _ENCODERS: dict[type, _Encode] = {
     frozenset: _set,
     dict: _dict,
     OrderedDict: _ordered_dict,
+    Modules: _modules,
     Counter: _counter,
-    Tensor: Encoder.tensor,
-    torch.nn.Parameter: Encoder.tensor,
 }
 """By exact type: a subclass would come back as something else than it was."""

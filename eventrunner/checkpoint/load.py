@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,18 @@ from torch import Tensor
 
 from eventrunner.checkpoint import files
 from eventrunner.checkpoint.codec import decode
-from eventrunner.checkpoint.manifest import STATE_LIMIT, STATE_NAME, read_manifest
+from eventrunner.checkpoint.image import memory_of
+from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, Manifest, read_manifest
+from eventrunner.checkpoint.pth import UNREADABLE, read_tree
 from eventrunner.checkpoint.verify import check_files, is_checkpoint, missing_checkpoint, verify_checkpoint
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError, listed
 
 __all__ = ["load_checkpoint", "load_weights"]
 
 _MODEL = "model.safetensors"
+_SUFFIX = ".safetensors"
 _PICKLES = (".pth", ".pt", ".bin")
+_CPU = torch.device("cpu")
 
 
 def load_checkpoint(
@@ -31,8 +34,8 @@ def load_checkpoint(
 
     Args:
         path: A checkpoint's folder.
-        verify: Whether digests are compared before anything is parsed, which costs about as much as the reading.
-            File names and sizes always are.
+        verify: Whether digests are compared, which is done while the files are read and costs about a tenth more
+            (for a ``checkpoint.pth``, another read). File names and sizes always are.
         map_location: The device for all tensors. Numpy arrays stay on the host.
 
     Returns:
@@ -45,10 +48,15 @@ def load_checkpoint(
         OptionError: *map_location* is no device.
     """
     folder, device = Path(path), _device(map_location)
-    manifest = verify_checkpoint(folder, digests=verify)
-    document = _document(folder)
-    names = [name for name in manifest.files if name.endswith(".safetensors")]
-    return decode(document, _tensors(folder, names, device), where=str(folder / STATE_NAME))
+    manifest = verify_checkpoint(folder, digests=False)
+    names = [name for name in manifest.files if name.endswith(_SUFFIX)]
+    digests = _digests(manifest) if verify else {}
+    # What is read below is digested on the way.
+    check_files(folder, manifest, digests.keys() - {*names, STATE_NAME})
+    if PTH_NAME in manifest.files:
+        return read_tree(folder / PTH_NAME, device)
+    document = _document(folder, digests)
+    return decode(document, _tensors(folder, names, device, digests), where=str(folder / STATE_NAME))
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -70,13 +78,13 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return _weights_of_folder(source)
     if not source.exists():
         raise missing_checkpoint(source)
-    if source.suffix == ".safetensors":
-        return _read_tensors(source, torch.device("cpu"))
+    if source.suffix == _SUFFIX:
+        return _read_tensors(source.resolve(), None)
     if source.suffix in _PICKLES:
         return _weights_of_pickle(source)
     raise OptionError(
         f"can't load weights from {source}, as it is neither a checkpoint's folder nor a file that ends in "
-        f"{listed(('.safetensors', *_PICKLES))}."
+        f"{listed((_SUFFIX, *_PICKLES))}."
     )
 
 
@@ -84,22 +92,28 @@ def _weights_of_folder(folder: Path) -> dict[str, Tensor]:
     if not is_checkpoint(folder):
         raise missing_checkpoint(folder)
     manifest = read_manifest(folder)
-    names = [name for name in (_MODEL,) if name in manifest.files]
-    check_files(folder, manifest, (*names, STATE_NAME))
-    document = _document(folder)
-    if "state_dict" not in document:
+    pickled = [name for name in (PTH_NAME,) if name in manifest.files]
+    check_files(folder, manifest, pickled)
+    tree = read_tree(folder / PTH_NAME, _CPU) if pickled else _tree_of_weights(folder, manifest)
+    if "state_dict" not in tree:
         raise CheckpointError(f"{folder} has no weights, as it was saved without a 'state_dict'.")
-    tensors = _tensors(folder, names, torch.device("cpu"))
-    weights: dict[str, Tensor] = decode(
-        {"state_dict": document["state_dict"]}, tensors, where=str(folder / STATE_NAME)
-    )["state_dict"]
+    weights: dict[str, Tensor] = tree["state_dict"]
     return weights
+
+
+def _tree_of_weights(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The part of a checkpoint's tree that needs only the model's file."""
+    digests = _digests(manifest)
+    document = _document(folder, digests)
+    names = [name for name in (_MODEL,) if name in manifest.files]
+    weights = {key: node for key, node in document.items() if key == "state_dict"}
+    return decode(weights, _tensors(folder, names, _CPU, digests), where=str(folder / STATE_NAME))
 
 
 def _weights_of_pickle(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"can't load weights from {file}, as it is damaged or holds more than tensors and plain containers; save "
             "its state_dict alone with torch.save, or as a .safetensors file."
@@ -123,22 +137,39 @@ def _device(name: str | torch.device) -> torch.device:
         raise OptionError(f"map_location={name!r} is not a device such as 'cpu' or 'cuda:0'.") from error
 
 
-def _document(folder: Path) -> dict[str, Any]:
-    document = files.read_json(folder / STATE_NAME, STATE_LIMIT)
+def _digests(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.digest for name, entry in manifest.files.items()}
+
+
+def _document(folder: Path, digests: Mapping[str, str]) -> dict[str, Any]:
+    document = files.read_json(folder / STATE_NAME, STATE_LIMIT, digests.get(STATE_NAME))
     if not isinstance(document, dict):
         raise CorruptCheckpointError(f"{folder / STATE_NAME} is no JSON object.")
     return document
 
 
-def _tensors(folder: Path, names: Iterable[str], device: torch.device) -> dict[str, dict[str, Tensor]]:
-    return {name: _read_tensors(folder / name, device) for name in names}
+def _tensors(
+    folder: Path, names: Iterable[str], device: torch.device, digests: Mapping[str, str]
+) -> dict[str, dict[str, Tensor]]:
+    read = {name: _read_tensors(folder / name, digests.get(name)) for name in names}
+    return {file: {name: tensor.to(device) for name, tensor in tensors.items()} for file, tensors in read.items()}
 
 
-def _read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
-    """All tensors of a file, each in memory of its own: the file is mapped only while it is read."""
+def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    """All tensors of a file, each in memory of its own, into which it is read: the bytes hashed are those returned."""
+    with files.reading(file, digest) as reader:
+        mapped = _mapped(file)
+        tensors = {name: torch.empty_like(tensor) for name, tensor in mapped.items()}
+        header = reader.size - sum(tensor.nbytes for tensor in tensors.values())  # safetensors allows no holes
+        reader.take(header)
+        reader.fill(memory_of(tensor) for tensor in tensors.values() if tensor.nbytes)
+    return tensors
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file in the order of their bytes, which are not read; safetensors has checked the header."""
     try:
         with safe_open(file, framework="pt") as opened:
-            mapped = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except (SafetensorError, RuntimeError) as error:
         raise CorruptCheckpointError(f"{file} is not a safetensors file that can be read: {error}.") from error
-    return {name: tensor.to(device, copy=True) for name, tensor in mapped.items()}

@@ -21,6 +21,7 @@ from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionEr
 __all__ = [
     "FORMAT",
     "MANIFEST_NAME",
+    "PTH_NAME",
     "STATE_LIMIT",
     "STATE_NAME",
     "FileEntry",
@@ -35,6 +36,9 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST_NAME = "MANIFEST.json"
+PTH_NAME = "checkpoint.pth"
+"""The one file of a checkpoint that was saved with ``format="pth"``."""
+
 STATE_NAME = "state.json"
 STATE_LIMIT = 256 * 1024 * 1024
 """Bytes of ``state.json`` that are written and read at most; a larger one is an accident or an attack."""
@@ -85,7 +89,7 @@ class Manifest:
         created: When the state was committed: ISO 8601, in UTC. A twin has the time of what it is a twin of.
         versions: Version by package: what wrote the checkpoint.
         files: Every file of the folder but the manifest, by name.
-        tensors: Every tensor in the safetensors files.
+        tensors: Every tensor in the safetensors files; none for a ``checkpoint.pth``.
         meta: Whatever the caller adds; plain JSON.
         format: Number of the format; other numbers than :data:`FORMAT` are not read.
     """
@@ -124,8 +128,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: it is larger than what would be read again.
     """
-    body = _to_json(manifest)
-    data = json.dumps({**body, "digest": _digest(body)}, allow_nan=False).encode()
+    text = _canonical(_to_json(manifest))
+    data = f'{text[:-1]},"digest":"{_digest_of(text)}"}}'.encode()
     if len(data) > _LIMIT:
         raise CheckpointError(f"the manifest would have {len(data)} bytes, more than the {_LIMIT} that are read.")
     files.write_bytes(folder / MANIFEST_NAME, data)
@@ -152,9 +156,12 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return xxhash.xxh3_128_hexdigest(canonical.encode())
+def _canonical(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest_of(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def _tensor_to_json(tensor: TensorEntry) -> dict[str, Any]:
 def _checked_body(data: Any) -> dict[str, Any]:
     digest = _field(data, "digest", str)
     body = {key: value for key, value in data.items() if key != "digest"}
-    if digest != _digest(body):
+    if digest != _digest_of(_canonical(body)):
         raise ValueError("its content doesn't match its own digest")
     return body
 

@@ -1,25 +1,301 @@
-"""A copy of a run's state in host memory that training can no longer change."""
+"""A copy of a run's state in host memory that training can no longer change.
+
+Copying is as much of a save as the training must wait for. Here it is one pass over memory that is there already; what
+changes only at an optimizer's step can be copied later, beside the next forward and backward.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
-from eventrunner.checkpoint.codec import decode, encode
+import torch
+import xxhash
+from torch import Tensor
 
-__all__ = ["snapshot"]
+from eventrunner.checkpoint.arena import Arena, Pool
+from eventrunner.checkpoint.copies import Once, copy_from_device, copy_gently, copy_now, is_large
+from eventrunner.checkpoint.image import Image, memory_of
+from eventrunner.checkpoint.layout import DTYPES
+from eventrunner.checkpoint.parts import Plan, document_of, make_plan
+from eventrunner.checkpoint.tensors import is_dense, packed, stored
+from eventrunner.checkpoint.walk import Walked, walk
+from eventrunner.errors import CheckpointError
+
+__all__ = ["Snapshot", "Snapshotter"]
+
+_LEAST = 1024
+"""Bytes below which a tensor is not worth copying later."""
 
 
-def snapshot(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy *tree* to host memory: exactly what a save of it would bring back, so a save later is as good as one now.
+Containers = tuple[tuple[str, ...], list[dict[str, Any]]]
+"""The keys at the top of a tree, and its copied containers by part and key."""
 
-    Tensors are detached, on the CPU and owned by the result: nothing done to the live ones reaches it. Tensors that
-    were one object, or looked at the same memory in the same way, are one in the copy; a view takes only its own
-    elements. Containers are new, scalars are shared. Costs one copy of the bytes, on the calling thread, and waits
-    for a device that still computes them.
 
-    Raises:
-        CheckpointError: there is something in the tree that a checkpoint can't hold; the message has the path to it.
+@dataclass(slots=True)
+class _Copies:
+    """What is being copied."""
+
+    late: Once
+    events: dict[torch.device, torch.cuda.Event] = field(default_factory=dict)
+    digests: list[int] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Return when nothing writes to the arena any more."""
+        self.late.drop()
+        for event in self.events.values():
+            event.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """How the own leaves of a plan are copied, by their place among them.
+
+    Attributes:
+        changed: Those that torch can't copy as they are.
+        now: Those on the CPU that are copied at once.
+        late: Those that are left to another thread.
+        large: And those of which each is left to it as one block of memory.
+        devices: Those on each CUDA device.
     """
-    encoded = encode(tree, copy=True)
-    return decode(encoded.document, encoded.tensors)
+
+    changed: list[int]
+    now: list[int]
+    late: list[int]
+    large: list[int]
+    devices: dict[torch.device, list[int]]
+
+
+class Snapshot:
+    """One copy of a tree; see :class:`Snapshotter`.
+
+    Attributes:
+        nbytes: The bytes of the files, headers and their padding included.
+    """
+
+    def __init__(self, plan: Plan, containers: Containers, copies: _Copies, arena: Arena, pool: Pool) -> None:
+        self.nbytes = plan.nbytes
+        self._plan = plan
+        self._keys, self._containers = containers
+        self._arena: Arena | None = arena
+        self._pool = pool
+        self._copies = copies
+        self._releasing = threading.Lock()
+
+    @property
+    def copied(self) -> bool:
+        """Whether every byte was copied; of those on a device, whether it was told to."""
+        return self._copies.late.done
+
+    def wait(self) -> float:
+        """Return when training may write to the tensors again; on the training thread.
+
+        What no thread has begun to copy is copied here. For tensors on a CUDA device nothing is waited for: its
+        current stream is told to.
+
+        Returns:
+            The seconds waited.
+
+        Raises:
+            Exception: what the copying raised, in whichever thread.
+        """
+        began = time.perf_counter()
+        self._copies.late.wait()
+        for device, event in self._copies.events.items():
+            torch.cuda.current_stream(device).wait_event(event)
+        return time.perf_counter() - began
+
+    def image(self) -> Image:
+        """The document and the bytes of the files, in the arena itself: they last until :meth:`release`.
+
+        To be called in the thread that writes: it waits for devices, and turns all that is no tensor into a document.
+
+        Raises:
+            CheckpointError: the snapshot was released.
+            Exception: what the copying raised.
+        """
+        arena = self._settled()
+        entries = tuple(entry for part in self._plan.parts for entry in part.entries)
+        return Image(document_of(self._keys, self._plan, self._containers), arena.files, entries)
+
+    def check(self) -> None:
+        """Compare what is in the arena with the hashes that were taken of the tensors, if they were.
+
+        Raises:
+            CheckpointError: a tensor was written to while it was being copied, or the snapshot was released.
+            Exception: what the copying raised.
+        """
+        arena = self._settled()
+        for (file, name), digest, target in zip(self._plan.names, self._copies.digests, arena.targets, strict=False):
+            if digest != _digest(target):
+                raise CheckpointError(
+                    f"the copy of {name!r} for {file} is not what the tensor was when the snapshot was taken; copy it "
+                    "at once, or let nothing write to it before wait() has returned."
+                )
+
+    def release(self) -> None:
+        """Let the next snapshot have the memory; the image is no more. Once is enough; any thread may."""
+        with self._releasing:
+            arena, self._arena = self._arena, None
+        if arena is not None:
+            try:
+                self._copies.end()
+            finally:
+                self._pool.release(arena)
+
+    def _settled(self) -> Arena:
+        self._copies.late.wait()
+        for event in self._copies.events.values():
+            event.synchronize()
+        if self._arena is None:
+            raise CheckpointError("the snapshot was released, and its memory may hold another; use it before that.")
+        return self._arena
+
+
+class Snapshotter:
+    """Copies trees of state into host memory that is kept from one save to the next.
+
+    For one training thread. Names and places are worked out once, and again only for a file in which something other
+    than values has changed: a key, a size, a dtype, the order in memory, or which tensors are the same. Beside the
+    arenas nothing is allocated for a tensor's bytes.
+
+    Args:
+        arenas: How many snapshots there may be at once. The memory for one is allocated when it is first needed.
+    """
+
+    def __init__(self, arenas: int = 2) -> None:
+        self._pool = Pool(arenas)
+        self._plan: Plan | None = None
+        self._splits: dict[bool, tuple[Plan, list[bool], _Split]] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @property
+    def waits(self) -> int:
+        """How often :meth:`take` waited because all arenas were in use."""
+        return self._pool.waits
+
+    @property
+    def waited(self) -> float:
+        """How many seconds it did."""
+        return self._pool.waited
+
+    def prepare(self, nbytes: int, pinned: bool = False) -> None:
+        """Allocate an arena, and have the system give its pages, which the first copy would wait for otherwise.
+
+        Does nothing if there is a free one that is large enough. To be called in another thread than the training's,
+        where it holds no GIL; a :meth:`take` that comes meanwhile waits for it.
+
+        Args:
+            nbytes: Its size: that of the tensors is enough.
+            pinned: Whether for tensors on a CUDA device.
+        """
+        self._pool.prepare(nbytes, pinned)
+
+    def take(
+        self,
+        tree: Mapping[str, Any],
+        *,
+        lazy: Collection[int] = (),
+        copy_beside: Callable[[Callable[[], None]], None] | None = None,
+        verify: bool = False,
+    ) -> Snapshot:
+        """Copy *tree*: exactly what a save of it would bring back, so a save later is as good as one now.
+
+        Containers are copied before this returns, scalars are shared, and so is no tensor but those that are *lazy*.
+        If all arenas are in use, it waits until one is released.
+
+        Args:
+            tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
+            lazy: The ``data_ptr()`` of tensors that nothing writes to before :meth:`Snapshot.wait` has returned;
+                best as a set. Those of them on the CPU that are dense and not tiny are copied by *copy_beside*.
+            copy_beside: Has the job that it is given done in another thread. Without it all is copied at once.
+            verify: Whether hashes of all tensors are taken for :meth:`Snapshot.check`; waits for devices.
+
+        Raises:
+            CheckpointError: there is something in the tree that a checkpoint can't hold; the message has the path.
+        """
+        walked = walk(tree)
+        self._plan = plan = make_plan(tree, walked, self._plan)
+        leaves = [leaf for part in walked for leaf in part.leaves]
+        sources = leaves if len(plan.own) == len(leaves) else [leaves[i] for i in plan.own]
+        split = self._split_of(plan, sources, walked, lazy if copy_beside else ())
+        arena = self._pool.acquire(plan.starts[-1], bool(split.devices))
+        copies = _Copies(Once(_nothing))
+        try:
+            arena.map(plan)
+            self._copy(arena.targets, sources, split, copies, verify)
+            if copy_beside and (split.late or split.large):
+                copy_beside(copies.late.run)
+            else:
+                copies.late.run()
+        except BaseException:
+            copies.end()
+            self._pool.release(arena)
+            raise
+        containers = tuple(tree), [part.copies for part in walked]
+        return Snapshot(plan, containers, copies, arena, self._pool)
+
+    def _split_of(
+        self, plan: Plan, sources: Sequence[Tensor], walked: Sequence[Walked], lazy: Collection[int]
+    ) -> _Split:
+        mask: list[bool] = []
+        if lazy:
+            is_lazy = (lazy if isinstance(lazy, Set) else frozenset(lazy)).__contains__
+            pointers = [pointer for part in walked for pointer in part.pointers]
+            mask = list(map(is_lazy, pointers if len(sources) == len(pointers) else [pointers[i] for i in plan.own]))
+        known, its_mask, split = self._splits.get(bool(mask), (None, [], None))
+        if split is None or known is not plan or its_mask != mask:
+            split = _split(sources, mask)
+            self._splits[bool(mask)] = plan, mask, split
+        return split
+
+    def _copy(
+        self, targets: Sequence[Tensor], sources: Sequence[Tensor], split: _Split, copies: _Copies, verify: bool
+    ) -> None:
+        if split.changed:
+            sources = list(sources)
+            for i in split.changed:
+                sources[i] = _copyable(sources[i])
+        if verify:
+            copies.digests = [_digest(stored(source)) for source in sources]
+        for device, places in split.devices.items():
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            copies.events[device] = copy_from_device(
+                [targets[i] for i in places], [sources[i] for i in places], self._streams[device]
+            )
+        if len(split.now) == len(sources):
+            copy_now(targets, sources)
+        else:
+            copy_now([targets[i] for i in split.now], [sources[i] for i in split.now])
+            late, large = ([(targets[i], sources[i]) for i in some] for some in (split.late, split.large))
+            copies.late = Once(copy_gently(late, large))
+
+
+def _split(sources: Sequence[Tensor], mask: Sequence[bool]) -> _Split:
+    split = _Split([], [], [], [], {})
+    for i, source in enumerate(sources):
+        if source.dtype not in DTYPES or source.device.type not in ("cpu", "cuda"):
+            split.changed.append(i)
+        if source.is_cuda:
+            split.devices.setdefault(source.device, []).append(i)
+        elif mask and mask[i] and source.is_cpu and source.nbytes >= _LEAST and is_dense(source):
+            (split.large if is_large(source) else split.late).append(i)
+        else:
+            split.now.append(i)
+    return split
+
+
+def _copyable(source: Tensor) -> Tensor:
+    return packed(source) if source.is_cpu or source.is_cuda else stored(source)
+
+
+def _digest(tensor: Tensor) -> int:
+    return xxhash.xxh3_64_intdigest(memory_of(tensor))
+
+
+def _nothing() -> None:
+    """Leave nothing to be copied later."""

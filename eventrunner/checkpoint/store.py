@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
+import errno
 import os
 import platform
 import re
@@ -20,18 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import TensorSpec
-from torch import Tensor
 
 from eventrunner.checkpoint import files
-from eventrunner.checkpoint.codec import Encoded, encode
+from eventrunner.checkpoint.codec import encode
+from eventrunner.checkpoint.contents import contents_of
+from eventrunner.checkpoint.image import Image, image_of
 from eventrunner.checkpoint.manifest import (
-    STATE_LIMIT,
+    MANIFEST_NAME,
     STATE_NAME,
-    FileEntry,
     Manifest,
-    Piece,
-    TensorEntry,
     is_plain_name,
     plain_json,
     read_manifest,
@@ -45,7 +42,7 @@ from eventrunner.checkpoint.verify import (
     missing_checkpoint,
     verify_checkpoint,
 )
-from eventrunner.errors import CheckpointError, OptionError
+from eventrunner.errors import CheckpointError, NoSpaceError, OptionError
 from eventrunner.version import __version__
 
 __all__ = ["HINT_NAME", "Store"]
@@ -53,6 +50,9 @@ __all__ = ["HINT_NAME", "Store"]
 HINT_NAME = "last_checkpoint"
 """A text file with the name of the checkpoint that was saved last; read by people and scripts, never by a resume."""
 
+_OWN_MARKS = (MANIFEST_NAME, STATE_NAME)
+_NOT_SAVED = "was not saved; older ones are as they were"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and a hidden name has 30 more
 _LEFTOVER = re.compile(r"\.(?P<kind>tmp|old|trash)-(?P<name>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 
@@ -73,46 +73,88 @@ class Store:
         self.folder = Path(folder)
 
     def save(
-        self, name: str, tree: Mapping[str, Any], *, step: int, epoch: int = 0, meta: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        tree: Mapping[str, Any],
+        *,
+        step: int,
+        epoch: int = 0,
+        meta: Mapping[str, Any] | None = None,
+        format: str = "safetensors",  # noqa: A002
     ) -> Path:
-        """Commit *tree* as the checkpoint *name*; when this returns, it survives a power cut.
+        """Commit *tree* as the checkpoint *name*: :meth:`commit` with an image made of it.
 
-        The tree's tensors are read until then and must not change: give it a snapshot if training goes on. A
-        checkpoint that has the name already, as when a resumed run repeats a step, is replaced.
+        The tree's tensors are copied first, which costs their size in memory until this returns.
 
         Args:
-            name: Of the new folder; any plain file name that doesn't begin with a dot.
+            name: As of :meth:`commit`, and so are *step*, *epoch* and *meta*.
             tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
-            step: Iterations that the state has completed; orders the checkpoints.
-            epoch: Epochs that it has completed.
-            meta: Anything to note in the manifest; plain JSON. With a true ``"published"`` it is a copy for others:
-                the hint stays as it is, and no run is resumed from it by itself.
+            step: See *name*.
+            epoch: See *name*.
+            meta: See *name*.
+            format: Its *tree_format*.
 
         Returns:
             The path of the checkpoint.
 
         Raises:
-            OptionError: *name*, *step*, *epoch* or *meta* is not of that kind.
-            CheckpointError: *tree* can't be held, or something that is no checkpoint has the name.
-            OSError: the disk failed or is full; a note on it says whether the checkpoint was committed before.
+            CheckpointError: *tree* can't be held; otherwise as :meth:`commit`.
+        """
+        image = image_of(encode(tree))
+        return self.commit(name, image, step=step, epoch=epoch, meta=meta, tree_format=format)
+
+    def commit(
+        self,
+        name: str,
+        image: Image,
+        *,
+        step: int,
+        epoch: int = 0,
+        meta: Mapping[str, Any] | None = None,
+        tree_format: str = "safetensors",
+    ) -> Path:
+        """Commit *image* as the checkpoint *name*; when this returns, it survives a power cut.
+
+        A checkpoint that has the name already, as when a resumed run repeats a step, is replaced. May be called on
+        any thread; others run meanwhile, but for the pickling of ``pth``.
+
+        Args:
+            name: Of the new folder; any plain file name that doesn't begin with a dot.
+            image: What to write; its memory must not change until this returns.
+            step: Iterations that the state has completed; orders the checkpoints.
+            epoch: Epochs that it has completed.
+            meta: Anything to note in the manifest; plain JSON. With a true ``"published"`` it is a copy for others:
+                the hint stays as it is, and no run is resumed from it by itself.
+            tree_format: ``"safetensors"``, or ``"pth"`` for one file of torch.save, ``checkpoint.pth``, which other
+                programs can read and is never read here but with ``weights_only=True``.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            OptionError: *name*, *step*, *epoch*, *meta* or *tree_format* is not of that kind.
+            CheckpointError: something that is no checkpoint has the name, or the tree can't be held by *tree_format*.
+            NoSpaceError: the disk is full, or would be; a note on it says what has become of the checkpoint.
+            OSError: the disk failed; with such a note too.
         """
         _check_name(name)
         step, epoch, plain_meta = _natural("step", step), _natural("epoch", epoch), plain_json(meta or {})
-        encoded = encode(tree)
-        document = _to_bytes(encoded.document)
-        with self._committing(name) as temp:
+        contents = contents_of(image, tree_format)
+        with _noted(name, self.folder, _NOT_SAVED):
+            self._check_space(name, contents.nbytes)
+        with self._committing(name, contents.nbytes) as temp:
             manifest = Manifest(
                 step=step,
                 epoch=epoch,
                 created=datetime.datetime.now(datetime.UTC).isoformat(),
                 versions=_versions(),
-                files=_write_files(temp, encoded, document),
-                tensors=_table(encoded),
+                files=contents.write(temp),
+                tensors=contents.tensors,
                 meta=plain_meta,
             )
             write_manifest(temp, manifest)
         if not plain_meta.get(PUBLISHED):
-            with _noted(name, self.folder, "is committed; what failed came after"):
+            with _noted(name, self.folder, "is committed; what failed came after", contents.nbytes):
                 self._point_at(name)
         return self.folder / name
 
@@ -202,15 +244,20 @@ class Store:
                 removed.append(path)
         return removed
 
+    def _check_space(self, name: str, needed: int) -> None:
+        free = files.free_space(self.folder)
+        if free is not None and needed > free:
+            raise _no_space(name, self.folder, needed, free, os.strerror(errno.ENOSPC))
+
     @contextlib.contextmanager
-    def _committing(self, name: str) -> Iterator[Path]:
+    def _committing(self, name: str, needed: int = 0) -> Iterator[Path]:
         """A hidden folder that becomes the checkpoint *name* if the body succeeds, and otherwise vanishes."""
         final = self.folder / name
         exists = os.path.lexists(final)
         if exists and not _is_own(final):
             raise CheckpointError(f"can't save checkpoint {name!r}, as {final} is there and is no checkpoint; move it.")
         with self._hidden("tmp", name) as temp, self._hidden("old", name) as old:
-            with _noted(name, self.folder, "was not saved; older ones are as they were"), _undone_on_failure() as undo:
+            with _noted(name, self.folder, _NOT_SAVED, needed), _undone_on_failure() as undo:
                 files.make_folders(self.folder)
                 undo.callback(_discard, temp)
                 files.make_folder(temp)
@@ -220,10 +267,10 @@ class Store:
                     undo.callback(_put_back, old, final)
                     files.rename(final, old)
                 files.rename(temp, final)
-            with _noted(name, self.folder, "is in its place, but may not survive a power cut"):
+            with _noted(name, self.folder, "is in its place, but may not survive a power cut", needed):
                 files.fsync_folder(self.folder)
             if exists:
-                with _noted(name, self.folder, "is committed; what failed came after"):
+                with _noted(name, self.folder, "is committed; what failed came after", needed):
                     files.remove_tree(old)
 
     @contextlib.contextmanager
@@ -260,7 +307,8 @@ def _natural(what: str, value: int) -> int:
 
 
 def _is_own(path: Path) -> bool:
-    return is_checkpoint(path) and not path.is_symlink()
+    # Others write a checkpoint.pth too: alone it is not enough to be replaced or deleted.
+    return path.is_dir() and not path.is_symlink() and any(os.path.lexists(path / mark) for mark in _OWN_MARKS)
 
 
 def _is_whole(path: Path) -> bool:
@@ -269,48 +317,6 @@ def _is_whole(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _to_bytes(document: Mapping[str, Any]) -> bytes:
-    data = json.dumps(document, allow_nan=False).encode()
-    if len(data) > STATE_LIMIT:
-        raise CheckpointError(
-            f"{STATE_NAME} would have {len(data)} bytes, more than the {STATE_LIMIT} that are read again; put large "
-            "lists of numbers into tensors."
-        )
-    return data
-
-
-def _write_files(folder: Path, encoded: Encoded, document: bytes) -> dict[str, FileEntry]:
-    for file, tensors in encoded.tensors.items():
-        files.write_tensors(folder / file, {name: _spec(tensor) for name, tensor in tensors.items()})
-    files.write_bytes(folder / STATE_NAME, document)
-    return {file: _synced(folder / file) for file in (*encoded.tensors, STATE_NAME)}
-
-
-def _spec(tensor: Tensor) -> TensorSpec:
-    """Where a tensor's bytes are, which are written from there; the tensor must outlive the write."""
-    return TensorSpec(dtype=_dtype_name(tensor), shape=tensor.shape, data_ptr=tensor.data_ptr(), data_len=tensor.nbytes)
-
-
-def _synced(path: Path) -> FileEntry:
-    files.fsync_file(path)
-    return FileEntry(*files.digest_file(path))
-
-
-def _table(encoded: Encoded) -> tuple[TensorEntry, ...]:
-    return tuple(
-        _entry(file, name, tensor) for file, tensors in encoded.tensors.items() for name, tensor in tensors.items()
-    )
-
-
-def _entry(file: str, name: str, tensor: Tensor) -> TensorEntry:
-    shape = tuple(tensor.shape)
-    return TensorEntry(name, _dtype_name(tensor), shape, (Piece(file, (0,) * len(shape), shape),))
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _versions() -> dict[str, str]:
@@ -328,13 +334,27 @@ def _is_running(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _noted(name: str, folder: Path, what: str) -> Iterator[None]:
-    """Say on an OSError which checkpoint it concerns, and what has become of it."""
+def _noted(name: str, folder: Path, what: str, needed: int = 0) -> Iterator[None]:
+    """Say on an OSError which checkpoint it concerns, and what has become of it; a full disk is a NoSpaceError."""
     try:
         yield
     except OSError as error:
-        error.add_note(f"The checkpoint {name!r} in {folder} {what}.")
+        note = f"The checkpoint {name!r} in {folder} {what}."
+        if error.errno in _NO_ROOM and not isinstance(error, NoSpaceError):
+            full = _no_space(name, folder, needed, files.free_space(folder) or 0, os.strerror(error.errno))
+            full.add_note(note)
+            raise full from error
+        error.add_note(note)
         raise
+
+
+def _no_space(name: str, folder: Path, needed: int, free: int, why: str) -> NoSpaceError:
+    return NoSpaceError(
+        f"no space for checkpoint {name!r} in {folder}, which needs {needed} bytes where {free} are free ({why}); make "
+        "room there, or keep fewer checkpoints.",
+        needed,
+        free,
+    )
 
 
 @contextlib.contextmanager

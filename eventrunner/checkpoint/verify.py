@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eventrunner.checkpoint import files
-from eventrunner.checkpoint.manifest import MANIFEST_NAME, STATE_NAME, FileEntry, Manifest, is_plain_name, read_manifest
+from eventrunner.checkpoint.manifest import (
+    MANIFEST_NAME,
+    PTH_NAME,
+    STATE_NAME,
+    FileEntry,
+    Manifest,
+    is_plain_name,
+    read_manifest,
+)
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
 
 __all__ = [
@@ -27,7 +35,7 @@ __all__ = [
 PUBLISHED = "published"
 """The key in a manifest's meta that marks a copy made for others: it has only some parts of a run's state."""
 
-_MARKS = (MANIFEST_NAME, STATE_NAME)
+_MARKS = (MANIFEST_NAME, STATE_NAME, PTH_NAME)
 _SHOWN = 8
 
 
@@ -48,7 +56,7 @@ class Listing:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether *path* is a folder with the files that only a checkpoint has; they may still be damaged."""
+    """Whether *path* is a folder with a file that a checkpoint has; it may still be damaged, or someone else's."""
     return path.is_dir() and any(os.path.lexists(path / mark) for mark in _MARKS)
 
 
@@ -101,7 +109,7 @@ def check_files(folder: Path, manifest: Manifest, digested: Collection[str]) -> 
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     for name in digested:
-        _check_digest(folder / name, manifest.files[name])
+        files.check_digest(folder / name, manifest.files[name].digest)
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:
@@ -112,12 +120,6 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         raise CorruptCheckpointError(f"{path} is not a plain file.")
     if size != entry.size:
         raise CorruptCheckpointError(f"{path} has {size} bytes, and {entry.size} were committed.")
-
-
-def _check_digest(path: Path, entry: FileEntry) -> None:
-    _, digest = files.digest_file(path)
-    if digest != entry.digest:
-        raise CorruptCheckpointError(f"{path} has other bytes than were committed, by their xxh3 digest.")
 
 
 def find_newest(

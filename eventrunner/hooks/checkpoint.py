@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from eventrunner.best import BestScores, best_name, name_list
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.checkpoint.codec import encode
+from eventrunner.checkpoint.lock import FolderLock
+from eventrunner.checkpoint.saver import MODES, WRITE_LANE, Save
 from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.resume import stateful_hooks
+from eventrunner.resume import stateful_hooks, stepped
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
 __all__ = ["CheckpointHook"]
+
+FORMATS = ("safetensors", "pth")
 
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
@@ -34,11 +39,13 @@ class CheckpointHook(Hook):
     """Save the run by epochs or iterations, keep the newest, mark the best, publish at the end.
 
     A save is decided at this hook's turn and made when all receivers of the site have run, so that it holds all of
-    their states. An older checkpoint is deleted only when its successor is durable. The best checkpoint is a twin of
-    the save already made at that step (hard links: no second write), or a save of its own, and can be resumed from.
+    their states. It is written and committed beside the training; a failure is raised at the next iteration. An older
+    checkpoint is deleted only when its successor is durable. The best checkpoint is a twin of the save already made at
+    that step (hard links: no second write), or a save of its own, and can be resumed from.
 
-    ``runner.message_hub`` is told ``last_ckpt``, ``best_ckpt`` and ``best_score`` (``best_ckpt_<metric>`` … where there
-    are several), and in ``saves`` how many were requested and committed, their bytes, and the seconds that took.
+    ``runner.message_hub`` is told, when a save is committed, ``last_ckpt``, ``best_ckpt`` and ``best_score``
+    (``best_ckpt_<metric>`` … where there are several), and in ``saves`` how many were requested, committed and failed,
+    their bytes, the seconds that their writing took, and those that the training was held up for them.
 
     Args:
         interval: Save each n-th epoch or iteration; by default each epoch, or at each validation interval where the
@@ -57,6 +64,13 @@ class CheckpointHook(Hook):
         published_keys: The parts of a checkpoint (``'state_dict'``, ``'meta'`` …) that a published copy of the best
             and the last gets, at the end of training, as ``<name>-<first 8 digits of its weights' digest>``.
         save_begin: The first epoch or iteration that may be saved; the interval counts from it.
+        mode: How the state is copied. ``'lazy'``: weights and moments while the next forward and backward run, all else
+            at once. ``'eager'``: all of it at once. ``'auto'``: both are tried, and the one that cost the training
+            less is kept. ``'sync'``: nothing goes on until the save is committed.
+        offload: False is the same as ``mode='sync'``.
+        format: ``'safetensors'``, or ``'pth'`` for one ``torch.save`` file, in the same kind of folder.
+        verify: Check that no tensor changed while it was being copied, by hashing each twice; for tests of one's own
+            receivers.
 
     Raises:
         OptionError: a value that can't be; at construction, or when it is registered where it depends on the run.
@@ -65,6 +79,7 @@ class CheckpointHook(Hook):
     """
 
     priority = "VERY_LOW"
+    mutates = ()
 
     def __init__(
         self,
@@ -82,17 +97,23 @@ class CheckpointHook(Hook):
         filename_tmpl: str | None = None,
         published_keys: str | Sequence[str] | None = None,
         save_begin: int = 0,
+        mode: str = "auto",
+        offload: bool = True,
+        format: str = "safetensors",  # noqa: A002  # torch and safetensors call it so
+        verify: bool = False,
     ) -> None:
         self.interval, self.by_epoch, self.save_last = interval, by_epoch, save_last
         self.save_optimizer, self.save_param_scheduler = save_optimizer, save_param_scheduler
         self.out_dir, self.max_keep_ckpts, self.save_begin = out_dir, max_keep_ckpts, save_begin
         self.filename_tmpl = filename_tmpl
+        self.mode, self.offload, self.format, self.verify = mode, offload, format, verify
         self.best = BestScores(save_best, rule, greater_keys, less_keys)
         self.published_keys = name_list("published_keys", published_keys)
         _check_flags(self)
         _check_numbers(self)
         _check_names(self)
         _check_published(self)
+        _check_way(self)
         self._kept: list[str] = []
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
         self._account: dict[str, float] = {}
@@ -123,23 +144,31 @@ class CheckpointHook(Hook):
         if self.out_dir is not None and runner.checkpoint_folder is None:
             self._go_to(runner, Path(self.out_dir) / runner.work_dir.name)
         if runner.mode == "train" and runner.is_main:
+            runner.closing.enter_context(FolderLock(runner.checkpoint_dir))
             Store(runner.checkpoint_dir).clean()
+            mode = self.mode if self.offload else "sync"
+            runner.make_saver(mode=mode, format=self.format, verify=self.verify)
 
     def before_train(self, runner: Runner) -> None:
         """Begin to count saves, tell what a resumed run has saved before, and refuse a hook that can't be saved."""
         encode({"hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)}})
-        self._account = {"requested": 0, "committed": 0, "bytes": 0, "took": 0.0}
+        self._account = {"requested": 0, "committed": 0, "failed": 0, "bytes": 0, "took": 0.0, "stall": 0.0}
+        self._prepared = False
         if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
             runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
         self._tell_best(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save by iterations."""
+        if not self._prepared:  # only now an optimizer has its state
+            self._prepared = True
+            runner.defer(lambda: _prepare(runner), mutates=False)
         if not self.by_epoch and (
             self.every_n_train_iters(runner, self.interval or 0, self.save_begin)
             or (self.save_last and self.is_last_train_iter(runner))
         ):
-            runner.defer(lambda: self._save(runner, self._name("iter_{}", runner.progress.step)))
+            name = self._name("iter_{}", runner.progress.step)
+            runner.defer(lambda: self._save(runner, name), mutates=False)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Save by epochs."""
@@ -147,7 +176,9 @@ class CheckpointHook(Hook):
             self.every_n_epochs(runner, self.interval or 0, self.save_begin)
             or (self.save_last and self.is_last_train_epoch(runner))
         ):
-            runner.defer(lambda: self._save(runner, self._name("epoch_{}", runner.progress.epochs_completed)))
+            runner.defer(
+                lambda: self._save(runner, self._name("epoch_{}", runner.progress.epochs_completed)), mutates=False
+            )
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Mark the best; a validation by ``val()`` is no part of a training and marks nothing."""
@@ -158,16 +189,17 @@ class CheckpointHook(Hook):
             return
         improved = self.best.improvements(metrics)
         if improved:
-            runner.defer(functools.partial(self._save_best, runner, dict(improved)))
+            runner.defer(functools.partial(self._save_best, runner, dict(improved)), mutates=False)
 
     def after_train(self, runner: Runner) -> None:
         """Save the last state where a run ended early, and publish; not after a failure, which may have torn it."""
         if runner.stop_reason in ("exception", "interrupted"):
             return
-        step = runner.progress.step
-        if self.save_last and step and (self._last is None or self._last[0] != step):
+        step, preempted = runner.progress.step, runner.stop_reason == "preempted"
+        if (self.save_last or preempted) and step and (self._last is None or self._last[0] != step):
             self._save(runner, self._boundary_name(runner))
-        if self.published_keys and runner.is_main:
+        if self.published_keys and runner.is_main and not preempted:
+            runner.flush(WRITE_LANE)
             last = [self._last[1]] if self.save_last and self._last else []
             for name in dict.fromkeys([*last, *(best for _, best in self.best.best.values())]):
                 _publish(runner, name, self.published_keys)
@@ -192,18 +224,24 @@ class CheckpointHook(Hook):
 
     def _save(self, runner: Runner, name: str) -> None:
         before = self._kept, self._last
-        self._kept = [*(kept for kept in self._kept if kept != name), name]
-        self._last = (runner.progress.step, name)  # both before the commit, which saves them
+        kept = [*(each for each in self._kept if each != name), name]
+        keep = len(kept) if self.max_keep_ckpts < 0 else self.max_keep_ckpts
+        retired, self._kept = kept[:-keep], kept[-keep:]
+        self._last = (runner.progress.step, name)  # all of it before the snapshot, which has it
+
+        def done(save: Save) -> None:
+            if save.path is not None:
+                runner.message_hub.update_info("last_ckpt", str(save.path), resumed=False)
+                return
+            self._kept = [*retired, *(each for each in self._kept if each != name)]
+            if self._last == (save.step, name):
+                self._last = before[1]
+
         try:
-            path = self._commit(runner, name)
+            self._commit(runner, name, on_done=done, retired=retired)
         except BaseException:
             self._kept, self._last = before
             raise
-        if path is None:
-            return
-        runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
-        while 0 < self.max_keep_ckpts < len(self._kept):
-            self._delete(runner, self._kept.pop(0))
 
     def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
         before = self.best.best
@@ -213,25 +251,36 @@ class CheckpointHook(Hook):
         source = self._last[1] if self._last is not None and self._last[0] == runner.progress.step else None
         try:
             for metric, (score, name) in new.items():
-                self._commit_best(runner, name, source, {"best": {metric: score}})
+                done = functools.partial(self._best_done, runner, metric, before.get(metric))
+                old = [before[metric][1]] if metric in before and before[metric][1] != name else []
+                self._commit_best(runner, name, source, {"best": {metric: score}}, done, old)
                 source = source or name
         except BaseException:
             self.best.best = before
             raise
-        if not runner.is_main:
-            return
-        self._tell_best(runner)
-        for metric, (_, name) in new.items():
-            if metric in before and before[metric][1] != name:
-                self._delete(runner, before[metric][1])
 
-    def _commit_best(self, runner: Runner, name: str, source: str | None, meta: dict[str, Any]) -> None:
+    def _best_done(self, runner: Runner, metric: str, before: tuple[float, str] | None, save: Save) -> None:
+        if save.path is not None:
+            self._tell_best(runner)
+        elif self.best.best.get(metric, (0.0, ""))[1] == save.name:
+            rest = {key: best for key, best in self.best.best.items() if key != metric}
+            self.best.best = rest if before is None else {**rest, metric: before}
+
+    def _commit_best(
+        self,
+        runner: Runner,
+        name: str,
+        source: str | None,
+        meta: dict[str, Any],
+        on_done: Callable[[Save], None],
+        retired: Sequence[str],
+    ) -> None:
         """A twin of the save that has been made at this step, or a save where there is none, or no more."""
         if source is not None:
             with contextlib.suppress(CheckpointNotFoundError):
-                runner.link_checkpoint(name, source, meta)
+                runner.link_checkpoint(name, source, meta, on_done, functools.partial(_retire, runner, retired))
                 return
-        self._commit(runner, name, meta)
+        self._commit(runner, name, meta, on_done, retired)
 
     def _tell_best(self, runner: Runner) -> None:
         infos: dict[str, Any] = {"best": {}}
@@ -243,22 +292,39 @@ class CheckpointHook(Hook):
                 infos["best"][metric] = {"score": score, "path": str(path)}
         runner.message_hub.update_info_dict(infos, resumed=False)
 
-    def _commit(self, runner: Runner, name: str, meta: dict[str, Any] | None = None) -> Path | None:
-        began = time.perf_counter()
-        self._account["requested"] += 1
-        runner.message_hub.update_info("saves", self._account, resumed=False)
-        path = runner.save_checkpoint(
-            name, save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler, meta=meta
+    def _commit(
+        self,
+        runner: Runner,
+        name: str,
+        meta: dict[str, Any] | None = None,
+        on_done: Callable[[Save], None] = lambda save: None,
+        retired: Sequence[str] = (),
+    ) -> None:
+        self._count(runner, requested=1)
+        runner.begin_save(
+            name,
+            meta,
+            self._counted(runner, on_done),
+            functools.partial(_retire, runner, retired),
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
         )
-        if path is not None:
-            self._account["committed"] += 1
-            self._account["bytes"] += sum(file.stat().st_size for file in path.iterdir())
-            self._account["took"] += time.perf_counter() - began
-        return path
 
-    def _delete(self, runner: Runner, name: str) -> None:
-        with contextlib.suppress(CheckpointNotFoundError):  # somebody has moved it away, and that is their right
-            Store(runner.checkpoint_dir).delete(name)
+    def _counted(self, runner: Runner, on_done: Callable[[Save], None]) -> Callable[[Save], None]:
+        """*on_done*, called after the account has been kept."""
+
+        def done(save: Save) -> None:
+            size = 0 if save.path is None else sum(file.stat().st_size for file in save.path.iterdir())
+            took, committed = save.ended - save.began, save.path is not None
+            self._count(runner, committed=committed, failed=not committed, bytes=size, took=took, stall=save.stall)
+            on_done(save)
+
+        return done
+
+    def _count(self, runner: Runner, **more: float) -> None:
+        for key, value in more.items():
+            self._account[key] += value
+        runner.message_hub.update_info("saves", self._account, resumed=False)
 
     def _name(self, default: str, number: int) -> str:
         return (self.filename_tmpl or default).format(number)
@@ -269,6 +335,19 @@ class CheckpointHook(Hook):
         if self.by_epoch and loop is not None and loop.by_epoch and not loop.position.consumed:
             return self._name("epoch_{}", runner.progress.epochs_completed)
         return self._name("iter_{}", runner.progress.step) if not self.by_epoch else f"iter_{runner.progress.step}"
+
+
+def _prepare(runner: Runner) -> None:
+    """Have memory ready for the first save, as much as the model and its optimizers have."""
+    if runner.saver is not None:
+        tensors = [*runner.model.state_dict().values(), *stepped(runner)]
+        unique = {each.data_ptr(): each.nbytes for each in tensors if isinstance(each, Tensor)}
+        runner.saver.prepare(sum(unique.values()))
+
+
+def _retire(runner: Runner, names: Sequence[str]) -> None:
+    for name in names:
+        runner.delete_checkpoint(name)
 
 
 def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
@@ -287,8 +366,15 @@ def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
     runner.logger.info("published", path=str(target))
 
 
+def _check_way(hook: CheckpointHook) -> None:
+    for name, value, allowed in (("mode", hook.mode, MODES), ("format", hook.format, FORMATS)):
+        if value not in allowed:
+            near = did_you_mean(str(value), allowed) or "."
+            raise OptionError(f"CheckpointHook({name}={value!r}): give one of {listed(allowed)}{near}")
+
+
 def _check_flags(hook: CheckpointHook) -> None:
-    for name in ("by_epoch", "save_optimizer", "save_param_scheduler", "save_last"):
+    for name in ("by_epoch", "save_optimizer", "save_param_scheduler", "save_last", "offload", "verify"):
         value = getattr(hook, name)
         if not isinstance(value, bool) and not (name == "by_epoch" and value is None):
             raise OptionError(f"CheckpointHook({name}={value!r}): give True or False.")

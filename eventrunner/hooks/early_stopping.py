@@ -39,6 +39,7 @@ class EarlyStoppingHook(Hook):
     """
 
     priority = "LOWEST"
+    mutates = ()
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class EMAHook(Hook):
     """
 
     priority = "NORMAL"
+    mutates = ("model", "average")
 
     def __init__(
         self,
@@ -127,6 +128,11 @@ class EMAHook(Hook):
         if self._swapped:
             self._swap_ema_parameters()
 
+    def after_train(self, runner: Runner) -> None:
+        """Leave the raw weights behind where a signal ended the run within a validation."""
+        if self._swapped:
+            self._swap_ema_parameters()
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the average and exchange its tensors for the model's, in the dict alone."""
         if self.ema_model is None:  # saved by hand, before any run
@@ -149,6 +155,10 @@ class EMAHook(Hook):
             load_model(self.ema_model, checkpoint["ema_state_dict"])
         else:
             self.ema_model.load_state_dict(checkpoint["ema_state_dict"], strict=False)
+
+    def own_tensors(self) -> Iterable[Tensor]:
+        """The averaged weights: nothing but this hook changes them."""
+        return () if self.ema_model is None else self.ema_model.parameters()
 
     def state_dict(self) -> dict[str, Any]:
         """Says that the checkpoint's weights are the averaged ones, so that a run without this hook won't go on."""

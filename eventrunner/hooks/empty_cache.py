@@ -35,6 +35,7 @@ class EmptyCacheHook(Hook):
     """
 
     priority = "NORMAL"
+    mutates = ()
 
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, after_iter: bool = False) -> None:
         wanted = {"before_epoch": before_epoch, "after_epoch": after_epoch, "after_iter": after_iter}

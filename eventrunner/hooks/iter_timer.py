@@ -24,6 +24,7 @@ class IterTimerHook(Hook):
     """
 
     priority = "NORMAL"
+    mutates = ()
 
     def __init__(self) -> None:
         self._mark = 0.0  # when the wait for this iteration's batch began

@@ -7,12 +7,16 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.account import account_of
+from eventrunner.best import best_name
 from eventrunner.errors import MissingExtraError, OptionError, RunExistsError
 from eventrunner.hook import Hook
+from eventrunner.lanes import Task
 from eventrunner.log import RowLog, headed, shown
 from eventrunner.registry import HOOKS
 from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
@@ -20,7 +24,10 @@ from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
-__all__ = ["LoggerHook"]
+__all__ = ["LOG_LANE", "LoggerHook"]
+
+LOG_LANE = "log"
+"""The lane in which files are written; a save is committed after what was put into it before."""
 
 _SMOOTHED = re.compile(r"loss|time|grad_norm")
 _RATE = re.compile(r"[/.]lr(/|$)")
@@ -38,8 +45,9 @@ class LoggerHook(Hook):
     Rows go to ``log.jsonl`` in the run's folder: ``step`` (iterations completed: the one clock), ``epoch`` (the number
     of the epoch that produced the row, from 1), then ``train/…`` or ``val/…`` keys with plain floats. The same rows
     go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size* iterations, the rest
-    are current. Only here are tensors read, so a quiet iteration waits for no device. In a resumed run, the file and
-    TensorBoard's are first cut back to where it goes on.
+    are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
+    training, and are on the disk before a save of the same step is committed. In a resumed run, they are first cut back
+    to where it goes on.
 
     Args:
         interval: A row each n-th iteration, counted within the epoch.
@@ -49,6 +57,7 @@ class LoggerHook(Hook):
             iteration. Rows count iterations in any case.
         window_size: Iterations that a smoothed value is the mean of, at most 1,000.
         tensorboard: Also write event files; needs the extra ``tensorboard``.
+        offload: Whether files are written beside the training; False writes them before it goes on.
 
     Raises:
         OptionError: a value that can't be.
@@ -57,6 +66,7 @@ class LoggerHook(Hook):
     """
 
     priority = "BELOW_NORMAL"
+    mutates = ()
 
     def __init__(
         self,
@@ -66,10 +76,12 @@ class LoggerHook(Hook):
         log_metric_by_epoch: bool = True,
         window_size: int = 10,
         tensorboard: bool = False,
+        offload: bool = True,
     ) -> None:
         _check_count("interval", interval)
         _check_count("window_size", window_size, _WINDOW)
         flags = {"ignore_last": ignore_last, "log_metric_by_epoch": log_metric_by_epoch, "tensorboard": tensorboard}
+        flags["offload"] = offload
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise OptionError(f"LoggerHook({name}={value!r}): give True or False.")
@@ -80,13 +92,19 @@ class LoggerHook(Hook):
             raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
         self.interval, self.ignore_last, self.window_size = interval, ignore_last, window_size
         self.out_dir, self.log_metric_by_epoch, self.tensorboard = out_dir, log_metric_by_epoch, tensorboard
+        self.offload = offload
+        self._writing = Task(self._write_files, LOG_LANE, name=type(self).__name__, site="on_log")
+        self._syncing = Task(
+            self._sync_files, LOG_LANE, name=f"{type(self).__name__} sync", site="before_save_checkpoint"
+        )
         self._folder, self._introduced = Path(), False
         self._rows: RowLog | None = None
         self._events: Any = None
         self._bar: Bar | None = None
-        self._line: dict[str, Any] = {}  # a line, held until the validation and the saves of its step are done
+        self._line: dict[str, Any] = {}  # a line that still gathers: an epoch's, until its validation is done
+        self._held: deque[dict[str, Any]] = deque()  # lines that wait for the saves of their steps to be committed
         self._widths: dict[str, int] = {}
-        self._saved: list[str] = []
+        self._saved: list[tuple[int, str]] = []
         self._failure: BaseException | None = None
         self._last_row = -1
         self._epoch_start = 0
@@ -118,8 +136,8 @@ class LoggerHook(Hook):
         self._bar.start()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Write the last epoch's line: its validation and saves are done."""
-        self._write_line(runner)
+        """Write the last epoch's line: its validation is done, and its saves are, or will be soon."""
+        self._close_line(runner)
         loop = runner.train_loop
         self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
         self._epoch_began = time.perf_counter()
@@ -147,10 +165,14 @@ class LoggerHook(Hook):
         self._log_metrics(runner, "test", metrics or {})
 
     def after_commit_checkpoint(self, runner: Runner, path: Path, step: int) -> None:
-        """Remember what to show as saved, and let no event from before it be lost with the process."""
-        self._saved.append(path.name)
-        if self._events is not None:
-            self._events.flush()
+        """Remember what to show as saved, and write the lines that waited for no more than this."""
+        self._saved.append((step, path.name))
+        self._write_lines(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Have what was written so far reach the disk before the save is committed: else a resumed run has a gap."""
+        if self._rows is not None:
+            self._offload(runner, self._syncing, self._rows, self._events)
 
     def on_exception(self, runner: Runner, exception: BaseException) -> None:
         """Remember what to say at the end."""
@@ -158,20 +180,23 @@ class LoggerHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Write the last line."""
-        self._write_line(runner)
+        self._close_line(runner)
 
     def after_run(self, runner: Runner) -> None:
         """Take the bar away, close the files, and say how it ended."""
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
+        if runner.lanes is not None:
+            runner.lanes.wait(LOG_LANE, label="end")
         for opened in (self._rows, self._events):
             if opened is not None:
                 opened.close()
         self._rows = self._events = None
+        self._write_lines(runner, force=True)
         self._saved.clear()
         if runner.mode == "train":
-            conclude(runner, time.perf_counter() - self._began, self._failure)
+            conclude(runner, time.perf_counter() - self._began, self._failure, account_of(runner))
 
     def _cut_back(self, runner: Runner, rows: RowLog) -> None:
         loop = runner.train_loop
@@ -209,29 +234,65 @@ class LoggerHook(Hook):
     def _write_row(self, runner: Runner, scalars: dict[str, float], step: int) -> None:
         position = None if runner.train_loop is None else runner.train_loop.position
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
+        if self.tensorboard and runner.is_main and self._events is None:
+            self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
         if self._rows is not None:
-            self._rows.write(row)
-        if self.tensorboard and runner.is_main:
-            if self._events is None:  # not before the first row, so that a run without any leaves no event file
-                self._events = _event_writer(self._folder)
-            _add_events(self._events, row)
+            self._offload(runner, self._writing, self._rows, self._events, row)
+        runner.scalars = scalars
         runner.call_hook("on_log", scalars=scalars, step=step)
 
-    def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
-        """A line that is no epoch's, written when what is deferred at this site, the saves, has been done."""
-        self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
-        runner.defer(lambda: runner.defer(lambda: self._write_line(runner)))
+    def _offload(self, runner: Runner, task: Task, *arguments: Any) -> None:
+        if runner.lanes is not None and self.offload:
+            runner.lanes.submit(task, arguments)
+        else:
+            task.call(*arguments)
 
-    def _write_line(self, runner: Runner) -> None:
-        """Write the line that was begun, if there is one, with what has been saved since."""
-        if not self._line:
-            return
-        (fields, self._line), (saved, self._saved) = (self._line, {}), (self._saved, [])
-        if _by_epoch(runner):
-            fields["took"] = round(time.perf_counter() - self._epoch_began, 3)
-        eta = runner.message_hub.get_info("eta")
-        if eta is not None and eta >= 1:
-            fields["eta"] = round(eta, 1)
+    @staticmethod
+    def _write_files(rows: RowLog, events: Any, row: Mapping[str, Any]) -> None:
+        rows.write(row)
+        if events is not None:
+            _add_events(events, row)
+
+    @staticmethod
+    def _sync_files(rows: RowLog, events: Any) -> None:
+        rows.sync()
+        if events is not None:
+            events.flush()
+
+    def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
+        """A line that is no epoch's, closed when what is deferred at this site, the saves, has been asked for."""
+        self._close_line(runner)
+        self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
+        runner.defer(lambda: runner.defer(lambda: self._close_line(runner), mutates=False), mutates=False)
+
+    def _close_line(self, runner: Runner) -> None:
+        """Let the line that was begun, if there is one, gather no more, and write it once its step is saved."""
+        if self._line:
+            fields, self._line = self._line, {}
+            if _by_epoch(runner):
+                fields["took"] = round(time.perf_counter() - self._epoch_began, 3)
+            eta = runner.message_hub.get_info("eta")
+            if eta is not None and eta >= 1:
+                fields["eta"] = round(eta, 1)
+            self._held.append(fields)
+        self._write_lines(runner)
+
+    def _write_lines(self, runner: Runner, force: bool = False) -> None:
+        """Write the lines, in order, up to the first that a save under way belongs to."""
+        pending = [] if runner.saver is None or force else [save.step for save in runner.saver.pending]
+        while self._held and all(step > self._held[0]["step"] for step in pending):
+            self._write_line(runner, self._held.popleft())
+
+    def _write_line(self, runner: Runner, fields: dict[str, Any]) -> None:
+        later = self._held[0]["step"] if self._held else None
+        validated = any(key.startswith("val/") for key in fields)
+        taken = [
+            (step, name)
+            for step, name in self._saved  # a best is told by the validation's line, where its step has two
+            if step <= fields["step"] and (validated or step != later or not name.startswith("best_"))
+        ]
+        self._saved = [each for each in self._saved if each not in taken]
+        saved = [name for _, name in taken]
         event = fields.pop("event")
         cells = _cells(fields, saved, runner.message_hub.get_info("best", {}))
         line = self._in_columns(event, cells, fill=_by_epoch(runner))
@@ -286,13 +347,13 @@ def _over(runner: Runner, iterations: int) -> dict[str, float]:
     return means | {key: buffer.current() for key, buffer in buffers.items() if _RATE.search(key)}
 
 
-def _cells(fields: Mapping[str, Any], saved: Sequence[str], bests: Mapping[str, Any]) -> dict[str, str]:
-    """What a line shows of its *fields*, by column."""
-    best_names = {metric: Path(best["path"]).name for metric, best in bests.items()}
+def _cells(fields: Mapping[str, Any], saved: Sequence[str], bests: Iterable[str]) -> dict[str, str]:
+    """What a line shows of its *fields*, by column; *bests* are the metrics of which the best is saved."""
+    prefixes = {f"val/{metric}": best_name(metric, "") for metric in bests}
     cells = {}
     for key, value in fields.items():
         if key.startswith(("train/", "val/")) and not _RATE.search(key) and not _TIME.search(key):
-            star = " ★" if key.startswith("val/") and best_names.get(key.removeprefix("val/")) in saved else ""
+            star = " ★" if key in prefixes and any(name.startswith(prefixes[key]) for name in saved) else ""
             cells[key] = f"{key} {shown(value):<6}{star}"
     rates = dict.fromkeys(f"{value:.1e}" for key, value in fields.items() if _RATE.search(key))
     if rates:
@@ -300,7 +361,7 @@ def _cells(fields: Mapping[str, Any], saved: Sequence[str], bests: Mapping[str, 
     if "took" in fields or "train/time" in fields:
         cells["took"] = f"{duration(fields['took']):<6}" if "took" in fields else f"{pace(fields['train/time']):<10}"
     if saved:
-        regular = [name for name in saved if name not in best_names.values()] or saved
+        regular = [name for name in saved if not name.startswith((*prefixes.values(),))] or saved
         cells["saved"] = f"● {regular[0]}" if len(regular) == 1 else f"● {len(regular)} saves to {regular[-1]}"
     if "eta" in fields:
         cells["eta"] = f"eta {clock(fields['eta'])}"

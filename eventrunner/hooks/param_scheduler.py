@@ -24,6 +24,7 @@ class ParamSchedulerHook(Hook):
     """
 
     priority = "LOW"
+    mutates = ()
 
     def __init__(self) -> None:
         self._stepped: set[int] = set()  # ids of the schedulers that have been stepped

@@ -74,6 +74,7 @@ class ProfilerHook(Hook):
     """
 
     priority = "VERY_LOW"
+    mutates = ()
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class RuntimeInfoHook(Hook):
     """
 
     priority = "VERY_HIGH"
+    mutates = ()
 
     def __init__(self) -> None:
         self._last_stage: str | None = None

@@ -23,6 +23,7 @@ class DistSamplerSeedHook(Hook):
     """
 
     priority = "NORMAL"
+    mutates = ()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the epoch."""

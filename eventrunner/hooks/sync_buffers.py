@@ -28,6 +28,7 @@ class SyncBuffersHook(Hook):
     """
 
     priority = "NORMAL"
+    mutates = ()
 
     def __init__(self) -> None:
         self._synced_at = -1

@@ -1,0 +1,73 @@
+"""How an image lies in a checkpoint's folder: as safetensors files and ``state.json``, or as one ``checkpoint.pth``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eventrunner.checkpoint import files
+from eventrunner.checkpoint.image import Image
+from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, FileEntry, TensorEntry
+from eventrunner.checkpoint.pth import plain_tree
+from eventrunner.errors import CheckpointError, OptionError, did_you_mean
+
+__all__ = ["FORMATS", "Contents", "contents_of"]
+
+FORMATS = ("safetensors", "pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checkpoint consists of but its manifest.
+
+    Attributes:
+        nbytes: About as many bytes as the files will have.
+        tensors: The manifest's table of them.
+        write: Writes the files into a folder, each to the disk, and returns the manifest's entries for them.
+    """
+
+    nbytes: int
+    tensors: tuple[TensorEntry, ...]
+    write: Callable[[Path], dict[str, FileEntry]]
+
+
+def contents_of(image: Image, tree_format: str) -> Contents:
+    """What to write of *image*, which must not change until that is done.
+
+    Raises:
+        OptionError: *tree_format* is none of :data:`FORMATS`.
+        CheckpointError: it can't hold the tree, or what it writes couldn't be read again.
+    """
+    if tree_format not in FORMATS:
+        end = did_you_mean(tree_format, FORMATS) or "."
+        raise OptionError(f"a checkpoint's format is {' or '.join(map(repr, FORMATS))}, not {tree_format!r}{end}")
+    document = _to_bytes(image.document)
+    nbytes = image.nbytes + len(document)
+    if tree_format == "pth":
+        return Contents(nbytes, (), functools.partial(_write_one, functools.partial(torch.save, plain_tree(image))))
+    parts = {**image.files, STATE_NAME: memoryview(document)}
+    return Contents(nbytes, image.tensors, functools.partial(_write_each, parts))
+
+
+def _write_each(parts: Mapping[str, memoryview], folder: Path) -> dict[str, FileEntry]:
+    return {name: FileEntry(*files.write_image(folder / name, data)) for name, data in parts.items()}
+
+
+def _write_one(save: Callable[[files.Sink], object], folder: Path) -> dict[str, FileEntry]:
+    return {PTH_NAME: FileEntry(*files.write_stream(folder / PTH_NAME, save))}
+
+
+def _to_bytes(document: Mapping[str, Any]) -> bytes:
+    data = json.dumps(document, allow_nan=False).encode()
+    if len(data) > STATE_LIMIT:
+        raise CheckpointError(
+            f"{STATE_NAME} would have {len(data)} bytes, more than the {STATE_LIMIT} that are read again; put large "
+            "lists of numbers into tensors."
+        )
+    return data

@@ -1,0 +1,365 @@
+"""Saver: a run's saves, from the copy that training waits for to the commit that it doesn't.
+
+A save has two halves. The snapshot copies the state: in mode ``eager`` before :meth:`Saver.save` returns, in ``lazy``
+beside the next forward and backward, and then no weight may change before it is done. The other half, writing and
+committing, runs in a lane, one save after another; at most one is written while the next is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
+from eventrunner.checkpoint.store import Store
+from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
+from eventrunner.lanes import Lanes, Task
+
+__all__ = ["MODES", "OTHER_LANE", "WRITE_LANE", "Save", "Saver", "stepped_tensors"]
+
+MODES = ("auto", "lazy", "eager", "sync")
+COPY_LANE, WRITE_LANE = "snapshot", "checkpoint"
+OTHER_LANE = "another lane"
+"""Under what a lane's account has the waits of this one for it, which the training has no part in."""
+
+_TRIALS = 2  # of each mode, before "auto" chooses
+_REMEMBERED = 10_000  # saves whose times are kept for a trace
+
+
+@dataclass(slots=True)
+class Save:
+    """One save: what was asked for, and what became of it. Times are those of ``time.perf_counter``, in seconds.
+
+    Attributes:
+        name: The checkpoint's.
+        step: Iterations that the state has completed.
+        mode: How the state was copied; ``link`` where the save is a twin of another.
+        nbytes: The bytes of its files.
+        requested: When it was asked for.
+        stall: How long the training thread was held up for it so far, the barriers included.
+        beside: Whether it was written beside the training.
+        began: When its writing began.
+        ended: When it was committed, or had failed.
+        path: Where it is, once it is committed.
+        error: Why it isn't, if it failed.
+    """
+
+    name: str
+    step: int
+    mode: str
+    nbytes: int = 0
+    requested: float = field(default_factory=time.perf_counter)
+    stall: float = 0.0
+    beside: bool = False
+    began: float = 0.0
+    ended: float = 0.0
+    path: Path | None = None
+    error: BaseException | None = None
+    on_done: Callable[[Save], None] | None = None
+
+
+def stepped_tensors(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+    """The tensors that only a step of these optimizers changes: what they update, and their own state."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+class Saver:
+    """Saves into one store, in the order in which they are asked for.
+
+    All methods are for the thread that trains. Without open lanes, and in mode ``sync``, a save is committed when
+    :meth:`save` returns.
+
+    Args:
+        store: Where the checkpoints go.
+        mode: ``lazy``, ``eager``, ``sync``, or ``auto``: a few saves try the first two, then the one goes on that
+            took less time from the save to the end of the next step's backward.
+        format: ``safetensors`` or ``pth``.
+        verify: Whether each save is checked for a tensor that changed while it was being copied, by hashing it twice.
+        guards: A list of callables: whoever is about to write to the weights calls those that are in it. The saver
+            puts one in while it is copying. An optimizer's step waits by itself.
+        deliver: Called in a worker with a callable that the training thread is to call soon.
+
+    Attributes:
+        lanes: Where copying and writing are done; None where everything is done at once.
+        saves: The latest saves that are done.
+        pending: The saves that are not, oldest first.
+
+    Raises:
+        OptionError: a mode that there isn't.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        mode: str = "auto",
+        format: str = "safetensors",  # noqa: A002  # torch and safetensors call it so
+        verify: bool = False,
+        guards: list[Callable[[], Any]] | None = None,
+        deliver: Callable[[Callable[[], Any]], None] = lambda action: None,
+    ) -> None:
+        if mode not in MODES:
+            raise OptionError(f"mode={mode!r} is not one of {listed(MODES)}{did_you_mean(str(mode), MODES) or '.'}")
+        self.store, self.mode, self.format, self.verify = store, mode, format, verify
+        self.lanes: Lanes | None = None
+        self.saves: deque[Save] = deque(maxlen=_REMEMBERED)
+        self.pending: deque[Save] = deque()
+        self._guards = [] if guards is None else guards
+        self._deliver = deliver
+        self._arrived: deque[Save] = deque()
+        self._snapshots = Snapshotter()
+        self._copying: tuple[Save, Snapshot] | None = None
+        self._trial = _Trial()
+        self._write_task = Task(self._write, WRITE_LANE, name="checkpoint", site="save", native=True)
+        self._delete_task = Task(self._delete, WRITE_LANE, name="retention", site="save", native=True)
+        self._copy_task = Task(_call, COPY_LANE, name="snapshot", site="save", native=True)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that saves waited because both copies were in use."""
+        return self._snapshots.waited
+
+    def prepare(self, nbytes: int) -> None:
+        """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""
+        if self.lanes is not None and self.mode != "sync":
+            self.lanes.submit(self._copy_task, (functools.partial(self._snapshots.prepare, nbytes),))
+
+    def save(
+        self,
+        name: str,
+        tree: Mapping[str, Any],
+        *,
+        step: int,
+        epoch: int = 0,
+        meta: Mapping[str, Any] | None = None,
+        stepped: Iterable[Tensor] = (),
+        after: Iterable[str] = (),
+        on_done: Callable[[Save], None] | None = None,
+    ) -> Save:
+        """Snapshot *tree* and have it committed as checkpoint *name*.
+
+        Args:
+            name: Of the checkpoint; one that has it already is replaced.
+            tree: The state, with live tensors.
+            step: Iterations that it has completed.
+            epoch: Epochs that it has completed.
+            meta: Anything to note in the manifest; plain JSON.
+            stepped: The tensors that nothing changes but an optimizer's step and what calls the guards; only these are
+                copied lazily.
+            after: Lanes whose present jobs must be done before the commit.
+            on_done: Called on the training thread when the save is committed or has failed.
+
+        Raises:
+            CheckpointError: there is something in *tree* that a checkpoint can't hold.
+            OSError: the disk refused, in mode ``sync``; else that is raised by the lanes.
+        """
+        save = Save(name, step, self._chosen(), on_done=on_done)
+        self.settle()  # the one before, if no step came between
+        beside = self._copy_beside if save.mode == "lazy" else None
+        lazy = {tensor.data_ptr() for tensor in stepped} if beside is not None else ()
+        snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
+        save.nbytes = snapshot.nbytes
+        self._hold(save, snapshot)
+        commit = functools.partial(
+            self.store.commit, name, step=step, epoch=epoch, meta=dict(meta or {}), tree_format=self.format
+        )
+        self._start(save, functools.partial(_committed, snapshot, commit), after)
+        save.stall += time.perf_counter() - save.requested
+        return save
+
+    def link(
+        self,
+        name: str,
+        source: str,
+        *,
+        step: int,
+        meta: Mapping[str, Any] | None = None,
+        on_done: Callable[[Save], None] | None = None,
+    ) -> Save:
+        """Have a twin of checkpoint *source*, which may still be pending, committed as *name*.
+
+        Raises:
+            CheckpointNotFoundError: *source* is neither pending nor there.
+        """
+        save = Save(name, step, "link", on_done=on_done)
+        if all(each.name != source for each in self.pending):
+            self.store.path(source)
+        self._start(save, functools.partial(self.store.link, name, source, meta=dict(meta or {})))
+        save.stall += time.perf_counter() - save.requested
+        return save
+
+    def delete(self, name: str, after: Iterable[str] = ()) -> None:
+        """Have checkpoint *name* removed when what was asked for before is done; it may have gone already.
+
+        Args:
+            name: Of the checkpoint.
+            after: Lanes whose present jobs may still be reading it.
+        """
+        lanes = self.lanes
+        if self._inline() or lanes is None:
+            self._delete(name)
+        else:
+            tickets = [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]
+            lanes.submit(self._delete_task, (name, tickets))
+
+    def settle(self) -> None:
+        """Wait until the tensors of the save under way may be written to."""
+        if self._copying is not None:
+            (save, snapshot), self._copying = self._copying, None
+            self._guards.remove(self.settle)
+            save.stall += snapshot.wait()
+
+    def wait(self) -> None:
+        """Wait until everything is committed, or raise what failed."""
+        if self.lanes is not None:
+            self.settle()
+            self.lanes.wait(WRITE_LANE, label="save")
+            self.collect()
+            self.lanes.check()
+
+    def collect(self) -> int:
+        """Tell of each save that is done since, and return how many there were."""
+        count = 0
+        while self._arrived:
+            self._done(self._arrived.popleft())
+            count += 1
+        return count
+
+    def close(self) -> None:
+        """Stop looking at optimizers; what is pending stays with the lanes, which drain."""
+        self.settle()
+        self._trial.end()
+        self.collect()
+        self.lanes = None
+
+    def _inline(self) -> bool:
+        return self.mode == "sync" or self.lanes is None or not self.lanes.is_open
+
+    def _chosen(self) -> str:
+        if self._inline():
+            return "sync"
+        return self._trial.next_mode() if self.mode == "auto" else self.mode
+
+    def _copy_beside(self, copy: Callable[[], None]) -> None:
+        assert self.lanes is not None  # the mode is lazy
+        self.lanes.submit(self._copy_task, (copy,))
+
+    def _hold(self, save: Save, snapshot: Snapshot) -> None:
+        """See that nobody writes to what is being copied, and how long it takes to the next step."""
+        if not snapshot.copied:
+            self._copying = save, snapshot
+            self._guards.append(self.settle)
+        if not snapshot.copied or (self.mode == "auto" and save.mode != "sync"):
+            self._trial.begin(save, self.settle)
+
+    def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
+        self.pending.append(save)
+        lanes = self.lanes
+        if self._inline() or lanes is None:
+            try:
+                self._write(save, commit, ())
+            finally:
+                self.collect()
+            return
+        tickets = [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]
+        save.beside = True
+        lanes.submit(self._write_task, (save, commit, tickets), origin=f"step {save.step}")
+
+    def _write(self, save: Save, commit: Callable[[], Path], before: Iterable[Callable[[], None]]) -> None:
+        save.began = time.perf_counter()
+        try:
+            for wait in before:
+                wait()
+            save.path = commit()
+        except BaseException as error:
+            save.error = error
+            raise
+        finally:
+            save.ended = time.perf_counter()
+            self._arrived.append(save)
+            self._deliver(self.collect)
+
+    def _delete(self, name: str, before: Iterable[Callable[[], None]] = ()) -> None:
+        for wait in before:
+            wait()
+        with contextlib.suppress(CheckpointNotFoundError):  # somebody has moved it away, and that is their right
+            self.store.delete(name)
+
+    def _done(self, save: Save) -> None:
+        self.pending.remove(save)
+        self.saves.append(save)
+        on_done, save.on_done = save.on_done, None
+        if on_done is not None:
+            on_done(save)
+
+
+class _Trial:
+    """What ``auto`` has measured: by mode, the seconds from each save to the optimizer's next step.
+
+    It also stands before each step while there is something to wait for.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"eager": [], "lazy": []}
+        self._handle: Any = None
+        self._save: Save | None = None
+        self._settle: Callable[[], None] = _nothing
+        self._asked = 0
+
+    def next_mode(self) -> str:
+        """The mode to try, or the one that was found cheaper."""
+        self._asked += 1
+        fewest = min(self.seconds, key=lambda mode: len(self.seconds[mode]))
+        if self._asked == 1 or len(self.seconds[fewest]) < _TRIALS:
+            return fewest
+        return min(self.seconds, key=lambda mode: min(self.seconds[mode]))
+
+    def begin(self, save: Save, settle: Callable[[], None]) -> None:
+        """Have *settle* called before the next step of any optimizer."""
+        self.end()
+        self._save, self._settle = save, settle
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def end(self) -> None:
+        """Stand before no step any more."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = self._save = None
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._settle()
+        if self._save is not None and self._asked > 1:  # the first save has memory to allocate
+            times = self.seconds[self._save.mode]
+            times.extend([time.perf_counter() - self._save.requested][: _TRIALS - len(times)])
+        self.end()
+
+
+def _committed(snapshot: Snapshot, commit: Callable[..., Path]) -> Path:
+    try:
+        image = snapshot.image()
+        snapshot.check()
+        return commit(image)
+    finally:
+        snapshot.release()
+
+
+def _call(action: Callable[[], None]) -> None:
+    action()
+
+
+def _nothing() -> None:
+    """Stands in while nothing is to be waited for."""

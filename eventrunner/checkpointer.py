@@ -1,0 +1,286 @@
+"""Checkpointer: saves beside the training, and exact resume, for a loop that somebody has written by hand.
+
+::
+
+    with Checkpointer("runs/mine", model=model, optimizer=optimizer, resume=True) as ckpt:
+        for epoch in range(ckpt.epoch, 10):
+            for batch in ckpt.batches(loader):
+                ...  # forward, backward, optimizer.step()
+                ckpt.save(every=500)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from eventrunner.checkpoint import Store, find_newest, load_checkpoint
+from eventrunner.checkpoint.lock import FolderLock
+from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors
+from eventrunner.data import DataPosition
+from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
+from eventrunner.lanes import Lanes
+from eventrunner.preempt import preemptible
+from eventrunner.resume import load_model, same_names
+from eventrunner.state import Stateful, rng_state, set_rng_state
+
+__all__ = ["Checkpointer"]
+
+_RESERVED = ("meta", "rng", "data", "gradients", "state_dict")
+
+
+class Checkpointer:
+    """Saves a model, its optimizer and whatever else has a state; all of it within a ``with`` block.
+
+    A save copies weights and moments while the next forward and backward run, and is written, verified and committed
+    beside the training. The step of any optimizer waits for the copy by itself; call :meth:`settle` before weights are
+    written to in another way. A save that failed raises at the next step, batch or save, and at the latest when the
+    block is left, which waits for all saves. SIGTERM and SIGUSR1 end the loop at the next batch of :meth:`batches`,
+    with a save, by ``SystemExit`` with code 75.
+
+    Args:
+        folder: Where the checkpoints go, each a folder ``step_<n>``. One process writes to it at a time.
+        model: Saved as ``state_dict``.
+        optimizer: Saved as ``optimizer``; a dict of several is saved by name.
+        resume: True goes on from the newest checkpoint that verifies, or begins afresh where there is none; a path
+            goes on from that one.
+        keep: How many checkpoints are kept, the newest; -1 keeps all.
+        gradients: Whether gradients are saved too, for a save amid an accumulation.
+        mode: ``"auto"``, ``"lazy"``, ``"eager"`` or ``"sync"``, as in ``CheckpointHook``.
+        format: ``"safetensors"`` or ``"pth"``.
+        deadline: Seconds that leaving the block waits for saves before it fails; after a signal it is *grace*.
+        grace: See *deadline*.
+        **parts: Anything else with ``state_dict`` and ``load_state_dict``, saved under its keyword: a scheduler, a
+            scaler, a loader with a state.
+
+    Attributes:
+        step: The batches (or what *save* was told) completed.
+        epoch: The passes completed.
+        saves: What became of the latest saves.
+
+    Raises:
+        ArgumentError: a part without a state.
+        OptionError: a value that can't be.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | Mapping[str, Optimizer],
+        resume: bool | str | os.PathLike[str] = False,
+        keep: int = -1,
+        gradients: bool = False,
+        mode: str = "auto",
+        format: str = "safetensors",  # noqa: A002  # torch and safetensors call it so
+        deadline: float = 600.0,
+        grace: float = 30.0,
+        **parts: Stateful,
+    ) -> None:
+        _check_parts(parts)
+        if isinstance(keep, bool) or not isinstance(keep, int) or (keep < 1 and keep != -1):
+            raise OptionError(f"Checkpointer(keep={keep!r}): give an int of 1 or more, or -1 for all.")
+        self.folder, self.resume, self.keep, self.gradients = Path(folder), resume, keep, gradients
+        self.model, self.optimizer, self.parts = model, optimizer, parts
+        self.step = 0
+        self._grace = grace
+        self._position = DataPosition()
+        self._kept: list[str] = []
+        self._counted = True  # the batch under way, as far as there is one
+        self._rng: dict[str, Any] | None = None
+        self._word: list[Callable[[], None]] = []
+        self._saver = Saver(Store(self.folder), mode=mode, format=format)
+        self._lanes = Lanes(deadline=deadline)
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def epoch(self) -> int:
+        """The passes over the data completed, as :meth:`batches` counts them."""
+        return self._position.passes
+
+    @property
+    def saves(self) -> tuple[Save, ...]:
+        """What became of the latest saves."""
+        return tuple(self._saver.saves)
+
+    def __enter__(self) -> Checkpointer:
+        """Take the folder, load what is to be resumed, and begin to watch optimizers.
+
+        Raises:
+            RunExistsError: the folder has checkpoints, and nothing was said of resuming.
+            LockedError: another process saves there.
+            ResumeError: the newest checkpoint is of something else.
+        """
+        if not self.resume and self._saver.store.names():
+            raise RunExistsError(f"{self.folder} has checkpoints; pass resume=True, or choose another folder.")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(FolderLock(self.folder))
+            self._saver.store.clean()
+            self._load()
+            self._saver.lanes = stack.enter_context(self._lanes)
+            stack.callback(self._saver.close)
+            stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+            stack.enter_context(preemptible(self._word.append))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for all saves, and raise what failed of them; an error of the block is not masked."""
+        self._stack.__exit__(kind, error, traceback)
+        self._saver.collect()
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """One pass over *loader*, or what is left of it after a resume; counts :attr:`step` and :attr:`epoch`."""
+        if self._rng is not None:
+            set_rng_state(self._rng)  # what has been drawn since the block was entered doesn't count
+            self._rng = None
+        for _, batch in self._position.batches(loader):
+            self._counted = False
+            yield batch
+            self._count()
+            self._saver.collect()
+            if self._word:
+                self._end()
+
+    def save(self, step: int | None = None, *, every: int = 1, **meta: Any) -> Save | None:
+        """Save the state as it is now; to be called after the optimizer's step.
+
+        Args:
+            step: Its number; by default the batches of :meth:`batches` so far, the one under way included.
+            every: Do nothing unless the number is a multiple of this.
+            **meta: Anything to note in the manifest; plain JSON.
+
+        Returns:
+            The save, which is committed when its ``path`` is set; None where none was due.
+
+        Raises:
+            CheckpointError: something in the state can't be held by a checkpoint.
+            Exception: what an earlier save failed of.
+        """
+        self._count()
+        self.step = self.step if step is None else step
+        self._saver.collect()
+        self._lanes.check()
+        if self.step % every:
+            return None
+        name = f"step_{self.step}"
+        kept = [*(each for each in self._kept if each != name), name]
+        retired, self._kept = (kept[: -self.keep], kept[-self.keep :]) if self.keep > 0 else ([], kept)
+        return self._saver.save(
+            name,
+            self._state(),
+            step=self.step,
+            epoch=self.epoch,
+            meta=meta,
+            stepped=stepped_tensors(self._optimizers()),
+            on_done=lambda save: self._retire(save, retired),
+        )
+
+    def settle(self) -> None:
+        """Wait until weights may be written to by something that is no optimizer's step."""
+        self._saver.settle()
+
+    def wait(self) -> None:
+        """Wait until everything that was saved is committed, or raise what failed."""
+        self._saver.wait()
+
+    def _optimizers(self) -> list[Optimizer]:
+        return list(self.optimizer.values()) if isinstance(self.optimizer, Mapping) else [self.optimizer]
+
+    def _count(self) -> None:
+        if not self._counted:
+            self._counted = True
+            self._position.consumed += 1
+            self.step += 1
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._lanes.failures:
+            self._lanes.check()
+
+    def _end(self) -> None:
+        self._lanes.deadline = self._grace
+        self.save(preempted=time.time())
+        self._word[0]()
+
+    def _retire(self, save: Save, names: Iterable[str]) -> None:
+        if save.path is None:
+            self._kept = [*names, *(each for each in self._kept if each != save.name)]
+            return
+        for name in names:
+            self._saver.delete(name)
+
+    def _state(self) -> dict[str, Any]:
+        given = self.optimizer
+        optimizer: Any = (
+            {name: each.state_dict() for name, each in given.items()}
+            if isinstance(given, Mapping)
+            else given.state_dict()
+        )
+        state: dict[str, Any] = {
+            "state_dict": self.model.state_dict(),
+            "optimizer": optimizer,
+            "meta": {"step": self.step, "kept": self._kept, "optimizers": self._kinds()},
+            "data": self._position.state_dict(),
+            "rng": rng_state(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
+        if self.gradients:
+            named = self.model.named_parameters()
+            state["gradients"] = {name: each.grad for name, each in named if each.grad is not None}
+        return state
+
+    def _kinds(self) -> list[str]:
+        return [type(each).__name__ for each in self._optimizers()]
+
+    def _load(self) -> None:
+        path = find_newest(self.folder).path if self.resume is True else Path(self.resume) if self.resume else None
+        if path is None:
+            return
+        saved = load_checkpoint(path)
+        own = self._state()
+        ours = {key: None for key in own if key != "gradients"}
+        same_names("parts", ours, {key: None for key in saved if key != "gradients"})
+        if saved["meta"]["optimizers"] != self._kinds():
+            raise ResumeError(
+                f"{path} was saved with {listed(saved['meta']['optimizers'])} and is to be loaded into "
+                f"{listed(self._kinds())}; give the same optimizers."
+            )
+        load_model(self.model, saved["state_dict"])
+        if isinstance(self.optimizer, Mapping):
+            same_names("optimizers", self.optimizer, saved["optimizer"])
+            for name, optimizer in self.optimizer.items():
+                optimizer.load_state_dict(saved["optimizer"][name])
+        else:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        for name, parameter in self.model.named_parameters():
+            gradient = saved.get("gradients", {}).get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        self._position.load_state_dict(saved["data"])
+        self.step, self._kept = saved["meta"]["step"], list(saved["meta"]["kept"])
+        self._rng = saved["rng"]
+        set_rng_state(self._rng)
+
+
+def _check_parts(parts: Mapping[str, object]) -> None:
+    for name, part in parts.items():
+        if name in _RESERVED:
+            raise ArgumentError(f"Checkpointer({name}=…): {listed(_RESERVED)} are its own; choose another keyword.")
+        if not isinstance(part, Stateful):
+            raise ArgumentError(
+                f"Checkpointer({name}={type(part).__name__}(…)): a part has state_dict() and load_state_dict(); it "
+                "takes folder, model, optimizer, resume, keep, gradients, mode, format, deadline and grace besides."
+            )

@@ -1,0 +1,265 @@
+"""Saves that are copied while training goes on: what is committed is what was there at the site, whoever writes next.
+
+Each run holds its copies back until somebody is about to write: without the barrier, every weight would be copied late.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeRunner
+from tiny import Batch, same, train_step
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from eventrunner.checkpoint import load_checkpoint
+from eventrunner.checkpoint.saver import Saver
+from eventrunner.errors import CheckpointError, OptionError
+from eventrunner.hook import Hook, options
+from eventrunner.hooks import EMAHook
+from eventrunner.lanes import Task
+from eventrunner.optim import OptimWrapper
+from eventrunner.runner import Runner
+
+COUNT = 6
+
+
+def net() -> nn.Module:
+    """Weights that are large enough to be copied beside the training, and a BatchNorm, whose buffers aren't."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 400), nn.BatchNorm1d(400), nn.ReLU(), nn.Linear(400, 1))
+
+
+def copied(tree: Any) -> Any:
+    """The tree with its tensors copied."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return type(tree)(map(copied, tree)) if isinstance(tree, list | tuple) else tree
+
+
+class Holds(Hook):
+    """Remembers each save's state at its site, and lets nothing be copied before somebody is about to write."""
+
+    mutates = ()
+
+    def __init__(self) -> None:
+        self.states: dict[int, Any] = {}
+        self.held = 0
+        self.gate = threading.Event()
+
+    def open(self, *ignored: Any) -> None:
+        self.gate.set()
+
+    @options(priority="LOWEST")
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.states[runner.progress.step] = copied(checkpoint)
+        if runner.progress.step < COUNT and runner.lanes is not None:  # after the last nobody writes
+            self.gate.set()  # the one before has been waited for
+            self.gate = threading.Event()
+            runner.bus.guards.insert(0, self.open)
+            self.held += 1
+            runner.lanes.submit(Task(self.gate.wait, "snapshot"), (60,))
+
+
+@pytest.fixture
+def overlapped(make_runner: MakeRunner, tmp_path: Path) -> Callable[..., Runner]:
+    """``overlapped(**changes)``: train with a lazy save at each iteration, and compare every one with its site."""
+
+    def train(**changes: Any) -> Runner:
+        holds = Holds()
+        hook = {"mode": "lazy", "by_epoch": False, "interval": 1, "verify": True, **changes.pop("hook", {})}
+        chosen: dict[str, Any] = {"model": net(), "count": COUNT, "epochs": 1, **changes}
+        chosen["custom_hooks"] = [holds, *changes.get("custom_hooks", [])]
+        runner = make_runner(default_hooks={"logger": None, "checkpoint": hook}, **chosen)
+        handle = register_optimizer_step_pre_hook(holds.open)
+        try:
+            runner.train()
+        finally:
+            handle.remove()
+        assert sorted(holds.states) == list(range(1, COUNT + 1))
+        for step, state in holds.states.items():
+            assert same(load_checkpoint(tmp_path / "run" / f"iter_{step}"), state), step
+        assert holds.held == COUNT - 1
+        return runner
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: torch.optim.AdamW(params, lr=0.1, fused=True),
+        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True),
+        lambda params: torch.optim.AdamW(params, lr=0.1, foreach=True),
+        lambda params: torch.optim.Adam(params, lr=0.1, foreach=False),
+    ],
+    ids=["fused AdamW", "fused SGD", "foreach AdamW", "for-loop Adam"],
+)
+def test_an_optimizers_step_waits_for_the_copy(
+    overlapped: Callable[..., Runner], make: Callable[[Any], torch.optim.Optimizer]
+) -> None:
+    """Fused ones change weights without their version counter, so nothing could notice it afterwards."""
+    model = net()
+    runner = overlapped(model=model, optimizer=make(model.parameters()))
+    assert {save.mode for save in runner.saver.saves} == {"lazy"}
+
+
+def test_an_average_is_copied_before_it_is_updated(overlapped: Callable[..., Runner]) -> None:
+    """EMAHook says that it writes to it; the checkpoint has both, exchanged."""
+    overlapped(custom_hooks=[EMAHook(momentum=0.1)])
+
+
+@pytest.mark.parametrize("mutates", [("model",), None], ids=["says so", "says nothing"])
+def test_a_hook_that_clips_weights_waits_for_the_copy(
+    overlapped: Callable[..., Runner], mutates: tuple[str, ...] | None
+) -> None:
+    """One that says nothing is taken to write."""
+
+    class Clip(Hook):
+        def __init__(self) -> None:
+            self.mutates = mutates
+
+        @torch.no_grad()
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+            for parameter in runner.model.parameters():
+                parameter.clamp_(-0.01 * (batch_idx + 1), 0.01 * (batch_idx + 1))
+
+    overlapped(custom_hooks=[Clip()])
+
+
+def test_weights_that_a_hook_loads_wait_for_the_copy(overlapped: Callable[..., Runner]) -> None:
+    """``load_state_dict`` writes in place."""
+
+    class Reload(Hook):
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+            runner.model.load_state_dict({key: value * 0 + 1 for key, value in runner.model.state_dict().items()})
+
+    overlapped(custom_hooks=[Reload()])
+
+
+class TwoNets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.generator, self.critic = nn.Linear(2, 600), nn.Linear(600, 1)
+
+    def train_step(self, batch: Batch, optim_wrapper: Any) -> dict[str, Tensor]:
+        made = self.generator(batch[0])
+        optim_wrapper["critic"].update_params(self.critic(made.detach()).mean())
+        loss = -self.critic(made).mean()
+        optim_wrapper["generator"].update_params(loss)
+        return {"loss": loss}
+
+
+def test_two_optimizers_wait_each_before_its_own_step(overlapped: Callable[..., Runner]) -> None:
+    """As in the training of a GAN."""
+    model = TwoNets()
+    wrappers = {
+        name: OptimWrapper(torch.optim.AdamW(getattr(model, name).parameters(), lr=0.1))
+        for name in ("generator", "critic")
+    }
+    overlapped(model=model, train_step=None, optim_wrapper=wrappers)
+
+
+def test_an_optimizer_that_is_stepped_by_hand_waits_too(overlapped: Callable[..., Runner]) -> None:
+    """The barrier stands before every optimizer's step, not in the wrapper alone."""
+
+    def by_hand(model: nn.Module, batch: Batch, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        loss = train_step(model, batch)["loss"]
+        optim_wrapper.optimizer.zero_grad()
+        loss.backward()
+        optim_wrapper.optimizer.step()
+        return {"loss": loss.detach()}
+
+    overlapped(train_step=by_hand)
+
+
+def test_weights_that_no_optimizer_holds_are_copied_at_the_site(overlapped: Callable[..., Runner]) -> None:
+    """A target network is written to in the step itself, where nobody could wait."""
+
+    class Target(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.online, self.target = net(), net().requires_grad_(False)
+
+        def train_step(self, batch: Batch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                for ours, theirs in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                    ours.lerp_(theirs, 0.5).add_(1)
+            return train_step(self.online, batch)
+
+    model = Target()
+    optimizer = torch.optim.SGD(model.online.parameters(), lr=0.1)
+    overlapped(model=model, train_step=None, optimizer=optimizer)
+
+
+def test_gradients_that_accumulate_are_copied_at_the_site(overlapped: Callable[..., Runner]) -> None:
+    """The next backward adds to them long before a step."""
+    model = net()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=3)
+    overlapped(model=model, optim_wrapper=wrapper)
+
+
+@pytest.mark.parametrize("mode", ["auto", "eager", "sync"])
+def test_other_modes_save_the_same(make_runner: MakeRunner, tmp_path: Path, mode: str) -> None:
+    """What is committed doesn't depend on how it was copied."""
+    holds = Holds()
+    holds.states = {}
+    seen: dict[int, Any] = {}
+    hook = {"mode": mode, "by_epoch": False, "interval": 1, "verify": True}
+    runner = make_runner(model=net(), count=8, epochs=1, default_hooks={"logger": None, "checkpoint": hook})
+
+    @runner.on("before_save_checkpoint", mutates=())
+    def remember(runner: Runner, checkpoint: dict[str, Any]) -> None:
+        seen[runner.progress.step] = copied(checkpoint)
+
+    runner.train()
+    modes = {save.mode for save in runner.saver.saves}
+    assert modes == ({"eager", "lazy"} if mode == "auto" else {mode})
+    for step, state in seen.items():
+        assert same(load_checkpoint(tmp_path / "run" / f"iter_{step}"), state)
+
+
+def test_verify_finds_a_write_that_nobody_announced(make_runner: MakeRunner) -> None:
+    """A receiver that says ``mutates=()`` and writes all the same is named by what it tore."""
+    runner = make_runner(
+        model=net(),
+        count=COUNT,
+        epochs=1,
+        default_hooks={
+            "logger": None,
+            "checkpoint": {"mode": "lazy", "by_epoch": False, "interval": 1, "verify": True, "save_last": False},
+        },
+    )
+    gate = threading.Event()
+
+    @runner.on("before_save_checkpoint", mutates=(), once=True)
+    def hold(runner: Runner) -> None:
+        runner.lanes.submit(Task(gate.wait, "snapshot"), (60,))
+
+    @runner.on("before_train_iter", mutates=(), when=lambda batch_idx: batch_idx == 1)
+    def tear(runner: Runner) -> None:
+        with torch.no_grad():
+            runner.model[3].weight.add_(1)
+        gate.set()
+
+    with pytest.raises(CheckpointError, match=r"3\.weight"):
+        runner.train()
+
+
+def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
+    """By the hook at construction, and by the saver."""
+    from eventrunner.checkpoint import Store
+    from eventrunner.hooks import CheckpointHook
+
+    with pytest.raises(OptionError, match=r"^CheckpointHook\(mode='lasy'\): give one of .*; did you mean 'lazy'\?$"):
+        CheckpointHook(mode="lasy")
+    with pytest.raises(OptionError, match=r"^mode='lasy' is not one of auto, lazy, eager, sync; did you mean 'lazy'"):
+        Saver(Store("x"), mode="lasy")
