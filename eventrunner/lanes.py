@@ -73,7 +73,7 @@ class Lanes:
     ) -> None:
         check_choice("backend", backend, BACKENDS)
         if backend == "trio" and importlib.util.find_spec("trio") is None:
-            raise MissingExtraError("backend='trio' needs trio: pip install trio.")
+            raise MissingExtraError("backend='trio' needs trio: pip install 'eventrunner[trio]'.")
         if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
             raise OptionError(f"deadline={deadline!r} is not a number of seconds above 0.")
         self.deadline = deadline

@@ -1136,7 +1136,7 @@ def test_lanes_that_cannot_be_are_refused(options: dict[str, Any], message: str)
 def test_a_missing_trio_is_told_when_the_lanes_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "trio", None)
-    with pytest.raises(MissingExtraError, match=r"^backend='trio' needs trio: pip install trio\.$"):
+    with pytest.raises(MissingExtraError, match=r"^backend='trio' needs trio: pip install 'eventrunner\[trio\]'\.$"):
         Lanes("trio")
 
 

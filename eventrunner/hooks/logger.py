@@ -318,6 +318,12 @@ def _check_count(name: str, value: object, most: int | None = None) -> None:
 def _event_writer(folder: Path, purge_step: int | None = None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
+    # TensorBoard reads files in the order of their names, which begin with the second of their making and then have the
+    # process's number: of two files of one second, the later might be read first, and its purge lost.
+    seconds = [re.search(r"tfevents\.(\d+)\.", path.name) for path in folder.glob("tensorboard/*tfevents*")]
+    newest = max((int(found[1]) for found in seconds if found), default=0)
+    while newest == int(time.time()):
+        time.sleep(0.01)
     return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
 
