@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+from array import array
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,30 +69,45 @@ class Progress:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of the global generators: python, torch, each CUDA device in use, and numpy where it is imported."""
+    """The states of the global generators: python, torch, each CUDA device in use, and numpy where it is imported.
+
+    All words are in tensors of the call's own, which cost a save little.
+    """
     version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {"python": [version, _tensor(array("q", words)), gauss], "torch": torch.get_rng_state()}
     # Not where it isn't in use: asking would initialize it, which costs a run on the CPU memory on a GPU.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         kind, keys, position, has_gauss, cached = numpy.random.get_state()
-        state["numpy"] = [kind, keys.tolist(), int(position), int(has_gauss), float(cached)]
+        state["numpy"] = [kind, _tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)]
     return state
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`rng_state` gave; CUDA's only where as many devices are there."""
+    """Put back what :func:`rng_state` gave; CUDA's only where as many devices are there.
+
+    Words may also be in lists, as earlier checkpoints have them.
+    """
     version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    random.setstate((version, tuple(_list(words)), gauss))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy" in state:
         kind, keys, position, has_gauss, cached = state["numpy"]
-        numpy.random.set_state((kind, numpy.array(keys, dtype="uint32"), position, has_gauss, cached))
+        numpy.random.set_state((kind, numpy.array(_list(keys), dtype="uint32"), position, has_gauss, cached))
+
+
+def _tensor(words: Any) -> torch.Tensor:
+    """Words as a tensor of a dtype that has all of torch's operations; it shares their memory."""
+    return torch.frombuffer(words, dtype=torch.int64)
+
+
+def _list(words: Any) -> list[int]:
+    return words.tolist() if isinstance(words, torch.Tensor) else words
 
 
 def seed_all(seed: int, deterministic: bool = False) -> None:

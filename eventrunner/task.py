@@ -178,6 +178,8 @@ def _check_process(task: Task) -> None:
             f"worker='process' can't run {task}, which is an async def; pass worker='thread', or move the work to a "
             "plain function at the top level of a module."
         )
+    if inspect.isfunction(task.call) and "<" not in task.call.__qualname__:
+        return  # it is sent by its name, which it may not have yet: a decorator is called before that
     try:
         pickle.dumps(task.call)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import namedtuple
@@ -413,6 +414,24 @@ def test_a_hooks_method_can_be_offloaded(day: Bus) -> None:
         day.lunch.emit(None, dish=1)
         day.dinner.emit(None, dish=2)
         assert threads["lunch"] is not threads["dinner"] is threading.current_thread()
+
+
+def record(dish: str) -> None:
+    """Write down what was eaten, and by which process."""
+    Path(dish).write_text(str(os.getpid()))
+
+
+def test_a_receiver_can_run_in_a_process_though_it_is_connected_by_a_decorator(day: Bus, tmp_path: Path) -> None:
+    """A decorator is called before the function has its name, by which it is sent."""
+    function = record
+    try:
+        del globals()["record"]  # as while a decorator is being called
+        day.on("lunch", offload=True, worker="process")(function)
+    finally:
+        globals()["record"] = function
+    with day.open_lanes():
+        day.lunch.emit(None, dish=str(tmp_path / "dish"))
+    assert int((tmp_path / "dish").read_text()) != os.getpid()
 
 
 # Guards

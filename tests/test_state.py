@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 
@@ -9,6 +10,7 @@ import numpy
 import pytest
 import torch
 
+from eventrunner.checkpoint.codec import decode, encode
 from eventrunner.optim import OptimWrapper
 from eventrunner.state import Progress, Stateful, rng_state, seed_all, set_rng_state
 
@@ -49,6 +51,36 @@ def test_generators_are_put_back() -> None:
     set_rng_state(outer)
 
 
+def test_generators_are_put_back_from_lists_too() -> None:
+    """As checkpoints once had their words."""
+    outer = rng_state()
+    python, torchs, numpys = outer["python"], outer["torch"], outer["numpy"]
+    listed = [python[0], python[1].tolist(), python[2]], [numpys[0], numpys[1].tolist(), *numpys[2:]]
+    first = draws()
+    set_rng_state({"python": listed[0], "torch": torchs, "numpy": listed[1]})
+    assert draws() == first
+    set_rng_state(outer)
+
+
+def test_the_words_are_in_tensors_of_their_own() -> None:
+    """A save writes a handful of tensors instead of more than a thousand numbers, and drawing doesn't reach them."""
+    state = rng_state()
+    python, numpys = state["python"][1].clone(), state["numpy"][1].clone()
+    draws()
+    random.seed(3)
+    numpy.random.seed(3)
+    assert torch.equal(state["python"][1], python)
+    assert torch.equal(state["numpy"][1], numpys)
+    set_rng_state(state)
+    encoded = encode({"rng": state})
+    assert len(json.dumps(encoded.document)) < 1000
+    restored = decode(encoded.document, encoded.tensors)["rng"]
+    first = draws()
+    set_rng_state(restored)
+    assert draws() == first
+    set_rng_state(state)
+
+
 def test_a_seed_makes_the_draws() -> None:
     """The same for the same seed, also for one beyond what numpy takes."""
     outer = rng_state()
@@ -69,9 +101,11 @@ def test_without_numpy_there_is_one_generator_less(monkeypatch: pytest.MonkeyPat
     outer = rng_state()
     assert "numpy" in with_numpy
     assert "numpy" not in outer
+    first = random.random()
     seed_all(3)
     set_rng_state(with_numpy)
     assert torch.equal(torch.get_rng_state(), with_numpy["torch"])
+    assert random.random() == first
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -116,6 +116,7 @@ class CheckpointHook(Hook):
         _check_way(self)
         self._kept: list[str] = []
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
+        self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
 
     def check_run(self, runner: Runner) -> None:
@@ -156,6 +157,7 @@ class CheckpointHook(Hook):
         self._prepared = False
         if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
             runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        self._told = dict(self.best.best)
         self._tell_best(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -251,7 +253,7 @@ class CheckpointHook(Hook):
         source = self._last[1] if self._last is not None and self._last[0] == runner.progress.step else None
         try:
             for metric, (score, name) in new.items():
-                done = functools.partial(self._best_done, runner, metric, before.get(metric))
+                done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
                 old = [before[metric][1]] if metric in before and before[metric][1] != name else []
                 self._commit_best(runner, name, source, {"best": {metric: score}}, done, old)
                 source = source or name
@@ -259,8 +261,11 @@ class CheckpointHook(Hook):
             self.best.best = before
             raise
 
-    def _best_done(self, runner: Runner, metric: str, before: tuple[float, str] | None, save: Save) -> None:
+    def _best_done(
+        self, runner: Runner, metric: str, score: float, before: tuple[float, str] | None, save: Save
+    ) -> None:
         if save.path is not None:
+            self._told[metric] = score, save.name
             self._tell_best(runner)
         elif self.best.best.get(metric, (0.0, ""))[1] == save.name:
             rest = {key: best for key, best in self.best.best.items() if key != metric}
@@ -284,7 +289,7 @@ class CheckpointHook(Hook):
 
     def _tell_best(self, runner: Runner) -> None:
         infos: dict[str, Any] = {"best": {}}
-        for metric, (score, name) in self.best.best.items():
+        for metric, (score, name) in self._told.items():
             suffix, path = "" if len(self.best.keys) == 1 else f"_{metric}", runner.checkpoint_dir / name
             infos[f"best_score{suffix}"] = score
             if path.is_dir():
@@ -314,7 +319,8 @@ class CheckpointHook(Hook):
         """*on_done*, called after the account has been kept."""
 
         def done(save: Save) -> None:
-            size = 0 if save.path is None else sum(file.stat().st_size for file in save.path.iterdir())
+            files = [] if save.path is None or not save.path.is_dir() else save.path.iterdir()
+            size = sum(file.stat().st_size for file in files)
             took, committed = save.ended - save.began, save.path is not None
             self._count(runner, committed=committed, failed=not committed, bytes=size, took=took, stall=save.stall)
             on_done(save)

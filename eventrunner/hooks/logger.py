@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,7 +294,7 @@ class LoggerHook(Hook):
         self._saved = [each for each in self._saved if each not in taken]
         saved = [name for _, name in taken]
         event = fields.pop("event")
-        cells = _cells(fields, saved, runner.message_hub.get_info("best", {}))
+        cells = _cells(fields, saved)
         line = self._in_columns(event, cells, fill=_by_epoch(runner))
         if saved:
             fields["saved"] = ",".join(saved)
@@ -353,9 +353,9 @@ def _over(runner: Runner, iterations: int) -> dict[str, float]:
     return means | {key: buffer.current() for key, buffer in buffers.items() if _RATE.search(key)}
 
 
-def _cells(fields: Mapping[str, Any], saved: Sequence[str], bests: Iterable[str]) -> dict[str, str]:
-    """What a line shows of its *fields*, by column; *bests* are the metrics of which the best is saved."""
-    prefixes = {f"val/{metric}": best_name(metric, "") for metric in bests}
+def _cells(fields: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
+    """What a line shows of its *fields*, by column."""
+    prefixes = {key: best_name(key, "") for key in fields if key.startswith("val/")}
     cells = {}
     for key, value in fields.items():
         if key.startswith(("train/", "val/")) and not _RATE.search(key) and not _TIME.search(key):
