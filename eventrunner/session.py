@@ -264,6 +264,10 @@ def _resume_path(runner: Runner) -> Path | None:
 def _report_resume(runner: Runner, path: Path) -> None:
     progress = runner.progress
     runner.logger.info("resume", path=str(path), epoch=progress.epoch, step=progress.iter)
+    loop = runner.train_loop
+    caveat = None if loop is None else loop.position.caveat(loop.dataloader)
+    if caveat is not None:
+        runner.logger.warning("resume", reason=caveat)
     if runner.is_main:
         facts = {**environment(), "at": datetime.now(UTC).isoformat()}  # as fine as the times of checkpoints
         del facts["started"]
