@@ -175,7 +175,7 @@ class Checkpointer:
         self._lanes.check()
         if self.step % every:
             return None
-        name = f"step_{self.step}"
+        name, requested = f"step_{self.step}", time.perf_counter()
         kept = [*(each for each in self._kept if each != name), name]
         retired, self._kept = (kept[: -self.keep], kept[-self.keep :]) if self.keep > 0 else ([], kept)
         return self._saver.save(
@@ -186,6 +186,7 @@ class Checkpointer:
             meta=meta,
             stepped=stepped_tensors(self._optimizers()),
             on_done=lambda save: self._retire(save, retired),
+            requested=requested,
         )
 
     def settle(self) -> None:

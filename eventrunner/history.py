@@ -28,6 +28,7 @@ Scalar: TypeAlias = SupportsFloat
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
+_LEAST = 16  # entries that the tensors of a saved history have room for
 _UNREAD = 1_000  # entries that a history holds before it reads them unasked
 _STATE = ("values", "counts", "sum", "count", "max", "min")
 
@@ -83,11 +84,16 @@ def _read(values: Sequence[float | torch.Tensor]) -> list[float]:
 
 def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
     """Much faster than ``torch.tensor`` of a list, and a save does it several times."""
-    return torch.frombuffer(array(code, numbers), dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
+    return torch.frombuffer(array(code, numbers), dtype=dtype)
 
 
-def _plain(numbers: Any) -> Any:
-    return numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers
+def _entries(values: Any, counts: Any) -> tuple[Any, Any]:
+    """The entries of a state without what fills its tensors up; the lists of an older one as they are."""
+    if isinstance(counts, torch.Tensor):
+        held = int((counts != 0).sum())
+        counts = counts[:held].tolist()
+        values = values[:held].tolist() if isinstance(values, torch.Tensor) else values
+    return values, counts
 
 
 def _larger(a: float, b: float) -> float:
@@ -233,8 +239,13 @@ class HistoryBuffer:
         return self._statistics[method_name](self, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last 1,000 entries, as tensors of float64 and int64 (a save takes one at once), and the totals of all."""
+        """The last 1,000 entries, as tensors of float64 and int64, and the totals of all.
+
+        The tensors are filled up with entries of count 0, so that their size, by which a save knows its tensors, seldom
+        changes.
+        """
         entries = list(itertools.islice(reversed(self._settled()), _SAVED))[::-1]
+        entries += [(0.0, 0)] * (max(1 << (len(entries) - 1).bit_length(), _LEAST) - len(entries))
         values = _tensor("d", torch.float64, [value for value, _ in entries])
         counts = _tensor("q", torch.int64, [count for _, count in entries])
         return dict(zip(_STATE, (values, counts, self._sum, self._count, self._max, self._min), strict=True))
@@ -249,7 +260,7 @@ class HistoryBuffer:
         """
         if set(state) != set(_STATE):
             raise OptionError(f"a history's state holds {listed(_STATE)}, not {listed(map(str, state))}.")
-        values, counts = HistoryBuffer(_plain(state["values"]), _plain(state["counts"]), self.max_length).data
+        values, counts = HistoryBuffer(*_entries(state["values"], state["counts"]), self.max_length).data
         total, count, largest, smallest = (_number(state[name]) for name in _STATE[2:])
         if count < sum(counts) or bool(count) != bool(values):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")

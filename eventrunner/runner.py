@@ -498,13 +498,22 @@ class Runner:
         """
         if not self.is_main:
             return None
+        requested = time.perf_counter()
         checkpoint = gather(self, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         saver = self.saver or self.make_saver(mode="sync")
         done = functools.partial(self._end_save, on_done, then)
         step, epoch = self.progress.step, self.progress.epochs_completed
         return saver.save(
-            name, checkpoint, step=step, epoch=epoch, meta=meta, stepped=stepped(self), after=("log",), on_done=done
+            name,
+            checkpoint,
+            step=step,
+            epoch=epoch,
+            meta=meta,
+            stepped=stepped(self),
+            after=("log",),
+            on_done=done,
+            requested=requested,
         )
 
     def link_checkpoint(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eventrunner.checkpoint.codec import decode, encode
@@ -419,15 +420,22 @@ def test_a_state_is_plain_data() -> None:
     state = filled([(torch.tensor(1.5), 2), (2.0, 1)]).state_dict()
 
     assert (state["values"].dtype, state["counts"].dtype) == (torch.float64, torch.int64)
-    assert plain(state) == {"values": [1.5, 2.0], "counts": [2, 1], "sum": 5.0, "count": 3, "max": 2.0, "min": 1.5}
+    filled_up = {"values": [1.5, 2.0] + [0.0] * 14, "counts": [2, 1] + [0] * 14}
+    assert plain(state) == {**filled_up, "sum": 5.0, "count": 3, "max": 2.0, "min": 1.5}
+
+
+def test_the_size_of_a_state_seldom_changes() -> None:
+    """A save finds its tensors where they were, and so needn't plan anew."""
+    sizes = [len(filled([(1.0, 1)] * count).state_dict()["values"]) for count in range(1, 1_100)]
+    assert sorted(set(sizes)) == [16, 32, 64, 128, 256, 512, 1_024]
 
 
 def test_only_the_last_thousand_entries_are_saved() -> None:
     """A checkpoint doesn't grow with the run."""
     state = filled([(float(i), 1) for i in range(2_500)]).state_dict()
 
-    assert state["values"].tolist() == [float(i) for i in range(1_500, 2_500)]
-    assert len(state["counts"]) == 1_000
+    assert state["values"].tolist() == [float(i) for i in range(1_500, 2_500)] + [0.0] * 24
+    assert state["counts"].tolist() == [1] * 1_000 + [0] * 24
     assert (state["sum"], state["count"]) == (sum(range(2_500)), 2_500)
 
 
@@ -497,7 +505,7 @@ def test_a_history_without_entries_can_be_saved_and_loaded() -> None:
         ),
         ({"values": [1.0]}, "a history needs one count for each value, not 2 for 1."),
         ({"values": [1.0, "2"]}, "a scalar must be a number or a tensor of one element, not a value of type str."),
-        ({"counts": [1, 0]}, "count must be an int of at least 1, not 0."),
+        ({"values": [1.0, 2.0], "counts": [1, 0]}, "count must be an int of at least 1, not 0."),
         ({"sum": None}, "a scalar must be a number or a tensor of one element, not a value of type NoneType."),
         ({"count": 1}, "a history's total count of 1 doesn't fit its entries' 2."),
         ({"values": [], "counts": []}, "a history's total count of 2 doesn't fit its entries' 0."),
@@ -730,7 +738,7 @@ def test_a_state_does_not_change_with_the_run() -> None:
     hub.update_scalar("loss", 2)
 
     assert state["runtime_info"] == {"ids": [1]}
-    assert state["log_scalars"]["loss"]["values"].tolist() == [1.0]
+    assert state["log_scalars"]["loss"]["values"].tolist() == [1.0] + [0.0] * 15
 
 
 def test_tensors_are_saved_detached_and_loaded() -> None:
@@ -784,7 +792,7 @@ def test_a_loaded_hub_shares_nothing_with_the_state() -> None:
     hub.get_info("nested")["a"].append(2)
     hub.update_scalar("loss", 5)
 
-    assert state == filled_hub().state_dict()
+    assert same(state, filled_hub().state_dict())
 
 
 @pytest.mark.parametrize(

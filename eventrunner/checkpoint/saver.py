@@ -121,7 +121,7 @@ class Saver:
         self._guards = [] if guards is None else guards
         self._deliver = deliver
         self._arrived: deque[Save] = deque()
-        self._snapshots = Snapshotter()
+        self._snapshots, self._waited = Snapshotter(), 0.0
         self._copying: tuple[Save, Snapshot] | None = None
         self._trial = _Trial()
         self._write_task = Task(self._write, WRITE_LANE, name="checkpoint", site="save", native=True)
@@ -131,7 +131,7 @@ class Saver:
     @property
     def waited(self) -> float:
         """Seconds that saves waited because both copies were in use."""
-        return self._snapshots.waited
+        return self._waited + self._snapshots.waited
 
     def prepare(self, nbytes: int) -> None:
         """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""
@@ -149,6 +149,7 @@ class Saver:
         stepped: Iterable[Tensor] = (),
         after: Iterable[str] = (),
         on_done: Callable[[Save], None] | None = None,
+        requested: float | None = None,
     ) -> Save:
         """Snapshot *tree* and have it committed as checkpoint *name*.
 
@@ -162,12 +163,14 @@ class Saver:
                 copied lazily.
             after: Lanes whose present jobs must be done before the commit.
             on_done: Called on the training thread when the save is committed or has failed.
+            requested: When it was asked for, by ``time.perf_counter``; by default now.
 
         Raises:
             CheckpointError: there is something in *tree* that a checkpoint can't hold.
             OSError: the disk refused, in mode ``sync``; else that is raised by the lanes.
         """
         save = Save(name, step, self._chosen(), on_done=on_done)
+        save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
         lazy = {tensor.data_ptr() for tensor in stepped} if beside is not None else ()
@@ -240,11 +243,12 @@ class Saver:
         return count
 
     def close(self) -> None:
-        """Stop looking at optimizers; what is pending stays with the lanes, which drain."""
+        """Stop looking at optimizers and give the memory back; what is pending stays with the lanes, which drain."""
         self.settle()
         self._trial.end()
         self.collect()
         self.lanes = None
+        self._waited, self._snapshots = self.waited, Snapshotter()
 
     def _inline(self) -> bool:
         return self.mode == "sync" or self.lanes is None or not self.lanes.is_open

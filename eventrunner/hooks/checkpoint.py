@@ -164,7 +164,8 @@ class CheckpointHook(Hook):
         """Save by iterations."""
         if not self._prepared:  # only now an optimizer has its state
             self._prepared = True
-            runner.defer(lambda: _prepare(runner), mutates=False)
+            if self.save_last or self.best.keys or self.interval != -1:
+                runner.defer(lambda: _prepare(runner), mutates=False)
         if not self.by_epoch and (
             self.every_n_train_iters(runner, self.interval or 0, self.save_begin)
             or (self.save_last and self.is_last_train_iter(runner))
