@@ -14,18 +14,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.lock import FolderLock
-from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors
+from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_steps
 from eventrunner.data import DataPosition
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
 from eventrunner.lanes import Lanes
@@ -88,14 +88,15 @@ class Checkpointer:
         **parts: Stateful,
     ) -> None:
         _check_parts(parts)
-        if isinstance(keep, bool) or not isinstance(keep, int) or (keep < 1 and keep != -1):
-            raise OptionError(f"Checkpointer(keep={keep!r}): give an int of 1 or more, or -1 for all.")
+        _check_things(model, optimizer, keep, grace)
         self.folder, self.resume, self.keep, self.gradients = Path(folder), resume, keep, gradients
         self.model, self.optimizer, self.parts = model, optimizer, parts
         self.step = 0
         self._grace = grace
         self._position = DataPosition()
         self._kept: list[str] = []
+        self._retired: list[str] = []
+        self._resumed = self._entered = False
         self._counted = True  # the batch under way, as far as there is one
         self._rng: dict[str, Any] | None = None
         self._word: list[Callable[[], None]] = []
@@ -121,15 +122,21 @@ class Checkpointer:
             LockedError: another process saves there.
             ResumeError: the newest checkpoint is of something else.
         """
+        if self._entered:
+            raise OptionError("a Checkpointer's with block was entered a second time; make a new one.")
+        self._entered = True
         if not self.resume and self._saver.store.names():
             raise RunExistsError(f"{self.folder} has checkpoints; pass resume=True, or choose another folder.")
         with contextlib.ExitStack() as stack:
             stack.enter_context(FolderLock(self.folder))
             self._saver.store.clean()
             self._load()
-            self._saver.lanes = stack.enter_context(self._lanes)
+            stack.callback(self._saver.collect)
+            stack.callback(self._give_up)
+            self._saver.open(stack.enter_context(self._lanes))
             stack.callback(self._saver.close)
-            stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+            watch_steps(self._on_step)
+            stack.callback(watch_steps, self._on_step, watch=False)
             stack.enter_context(preemptible(self._word.append))
             self._stack = stack.pop_all()
         return self
@@ -139,17 +146,30 @@ class Checkpointer:
     ) -> None:
         """Wait for all saves, and raise what failed of them; an error of the block is not masked."""
         self._stack.__exit__(kind, error, traceback)
-        self._saver.collect()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """One pass over *loader*, or what is left of it after a resume; counts :attr:`step` and :attr:`epoch`."""
+        """One pass over *loader*, or what is left of it; counts :attr:`step` and :attr:`epoch`.
+
+        What is left is what a resumed run hadn't taken, or, after a ``break``, what comes behind it; a pass counts as
+        an epoch when its last batch was taken.
+
+        Warns:
+            RuntimeWarning: at the first call after a resume, if that can't be exact or loads batches once more.
+        """
         if self._rng is not None:
             set_rng_state(self._rng)  # what has been drawn since the block was entered doesn't count
             self._rng = None
+        self._check_open("batches()")
+        caveat = self._position.caveat(loader) if self._resumed else None
+        self._resumed = False
+        if caveat is not None:
+            warnings.warn(caveat, RuntimeWarning, stacklevel=2)
         for _, batch in self._position.batches(loader):
             self._counted = False
-            yield batch
-            self._count()
+            try:
+                yield batch
+            finally:
+                self._count()
             self._saver.collect()
             if self._word:
                 self._end()
@@ -166,28 +186,44 @@ class Checkpointer:
             The save, which is committed when its ``path`` is set; None where none was due.
 
         Raises:
+            OptionError: outside of the ``with`` block, or a number that can't be.
             CheckpointError: something in the state can't be held by a checkpoint.
+            Preempted: a signal came, and the state is saved, whatever *every* says.
             Exception: what an earlier save failed of.
         """
+        self._check_open("save()")
+        for what, value, least in (("step", step, 0), ("every", every, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise OptionError(f"Checkpointer.save({what}={value!r}): give an int of {least} or more.")
         self._count()
         self.step = self.step if step is None else step
         self._saver.collect()
         self._lanes.check()
-        if self.step % every:
-            return None
+        if self._word:
+            self._end()
+        return None if self.step % every else self._save(meta)
+
+    def _save(self, meta: Mapping[str, Any]) -> Save:
         name, requested = f"step_{self.step}", time.perf_counter()
         kept = [*(each for each in self._kept if each != name), name]
-        retired, self._kept = (kept[: -self.keep], kept[-self.keep :]) if self.keep > 0 else ([], kept)
-        return self._saver.save(
-            name,
-            self._state(),
-            step=self.step,
-            epoch=self.epoch,
-            meta=meta,
-            stepped=stepped_tensors(self._optimizers()),
-            on_done=lambda save: self._retire(save, retired),
-            requested=requested,
-        )
+        before = self._kept, self._retired
+        count = self.keep if self.keep > 0 else len(kept)
+        self._retired, self._kept = [*self._retired, *kept[:-count]], kept[-count:]
+        retired = list(self._retired)
+        try:
+            return self._saver.save(
+                name,
+                self._state(),
+                step=self.step,
+                epoch=self.epoch,
+                meta=meta,
+                stepped=stepped_tensors(self.model, self._optimizers()),
+                on_done=lambda save: self._retire(save, retired),
+                requested=requested,
+            )
+        except BaseException:
+            self._kept, self._retired = before
+            raise
 
     def settle(self) -> None:
         """Wait until weights may be written to by something that is no optimizer's step."""
@@ -206,21 +242,32 @@ class Checkpointer:
             self._position.consumed += 1
             self.step += 1
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _on_step(self) -> None:
         if self._lanes.failures:
             self._lanes.check()
 
+    def _give_up(self) -> None:
+        if self._lanes.unfinished:
+            self._saver.abandon()
+
+    def _check_open(self, call: str) -> None:
+        if not self._lanes.is_open:
+            raise OptionError(f"Checkpointer.{call} was called outside of its with block; do so within it.")
+
     def _end(self) -> None:
         self._lanes.deadline = self._grace
-        self.save(preempted=time.time())
-        self._word[0]()
+        self._saver.be_patient(self._grace)
+        answer = self._word.pop()
+        self._save({})
+        answer()
 
-    def _retire(self, save: Save, names: Iterable[str]) -> None:
+    def _retire(self, save: Save, names: Sequence[str]) -> None:
         if save.path is None:
-            self._kept = [*names, *(each for each in self._kept if each != save.name)]
+            self._kept = [each for each in self._kept if each != save.name]
             return
         for name in names:
             self._saver.delete(name)
+        self._retired = [name for name in self._retired if name not in names]
 
     def _state(self) -> dict[str, Any]:
         given = self.optimizer
@@ -232,7 +279,7 @@ class Checkpointer:
         state: dict[str, Any] = {
             "state_dict": self.model.state_dict(),
             "optimizer": optimizer,
-            "meta": {"step": self.step, "kept": self._kept, "optimizers": self._kinds()},
+            "meta": {"step": self.step, "kept": self._kept, "retired": self._retired, "optimizers": self._kinds()},
             "data": self._position.state_dict(),
             "rng": rng_state(),
             **{name: part.state_dict() for name, part in self.parts.items()},
@@ -245,8 +292,16 @@ class Checkpointer:
     def _kinds(self) -> list[str]:
         return [type(each).__name__ for each in self._optimizers()]
 
+    def _resume_path(self) -> Path | None:
+        if self.resume is not True:
+            return Path(self.resume) if self.resume else None
+        found = find_newest(self.folder)
+        for path, reason in found.rejected:
+            warnings.warn(f"checkpoint {path} is not used: {reason}", RuntimeWarning, stacklevel=4)
+        return found.path
+
     def _load(self) -> None:
-        path = find_newest(self.folder).path if self.resume is True else Path(self.resume) if self.resume else None
+        path = self._resume_path()
         if path is None:
             return
         saved = load_checkpoint(path)
@@ -271,9 +326,27 @@ class Checkpointer:
             gradient = saved.get("gradients", {}).get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self._position.load_state_dict(saved["data"])
-        self.step, self._kept = saved["meta"]["step"], list(saved["meta"]["kept"])
+        meta = saved["meta"]
+        self.step, self._kept, self._retired = meta["step"], list(meta["kept"]), list(meta["retired"])
+        self._resumed = True
         self._rng = saved["rng"]
         set_rng_state(self._rng)
+
+
+def _check_things(model: object, optimizer: object, keep: object, grace: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"Checkpointer(model=…) takes a torch.nn.Module, not a {type(model).__name__}.")
+    several = list(optimizer.values()) if isinstance(optimizer, Mapping) else [optimizer]
+    for each in several:
+        if not isinstance(each, Optimizer):
+            raise ArgumentError(
+                "Checkpointer(optimizer=…) takes a torch.optim.Optimizer or a dict of them, not a "
+                f"{type(each).__name__}."
+            )
+    if isinstance(keep, bool) or not isinstance(keep, int) or (keep < 1 and keep != -1):
+        raise OptionError(f"Checkpointer(keep={keep!r}): give an int of 1 or more, or -1 for all.")
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or grace <= 0:
+        raise OptionError(f"Checkpointer(grace={grace!r}): give a number of seconds above 0.")
 
 
 def _check_parts(parts: Mapping[str, object]) -> None:

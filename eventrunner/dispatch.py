@@ -137,7 +137,8 @@ class Site(blinker.Signal):
                 what a further one does, ``on_full``: ``"wait"``, ``"coalesce"`` (take the newest one's place),
                 ``"drop_oldest"`` or ``"error"``; ``on_error``: ``"raise"``, ``"warn"`` or ``"disable_after=<k>"``;
                 ``retries`` (0); ``worker``: ``"thread"``, for what waits for disks and networks, or ``"process"``,
-                for what computes in Python.
+                for what computes in Python: there the script is imported, so what it runs must stand under
+                ``if __name__ == "__main__":``.
 
         Raises:
             HookError: the receiver can't be called, or can't be held weakly.
@@ -248,6 +249,14 @@ class Site(blinker.Signal):
                 errors.append(error)
         return errors
 
+    def _ready(self, sender: Any, payload: dict[str, Any]) -> list[Connection]:
+        """What an emission reaches, once the lanes that it waits for are done and nothing is being copied."""
+        connections = self._emissions.due(identity(sender), payload)
+        for lane in self._context.barriers_at(self.name, identity(sender)):
+            self._context.wait(sender, lane, self.name)
+        self._context.settle()
+        return connections
+
     def _call(self, connection: Connection, sender: Any, payload: dict[str, Any]) -> None:
         """Make one call of an emission, or put it into its lane."""
         with noted(connection, sender):
@@ -267,8 +276,7 @@ class Site(blinker.Signal):
             RuntimeError: a receiver is an ``async def`` and no ``_async_wrapper`` was given (blinker's contract).
         """
         results = []
-        self._context.settle()
-        for connection in self._emissions.due(identity(sender), payload):
+        for connection in self._ready(sender, payload):
             if connection.awaits and _async_wrapper is None:
                 raise RuntimeError("Cannot send to a coroutine function.")
             with noted(connection, sender):
@@ -282,7 +290,7 @@ class Site(blinker.Signal):
     ) -> list[tuple[Receiver, Any]]:
         """Await the receivers one after another, in order; plain ones through ``_sync_wrapper``."""
         results = []
-        for connection in self._emissions.due(identity(sender), payload):
+        for connection in self._ready(sender, payload):
             if not connection.awaits and _sync_wrapper is None:
                 raise RuntimeError("Cannot send to a non-coroutine function.")
             with noted(connection, sender):

@@ -104,6 +104,11 @@ class Lanes:
         """Whether jobs are taken."""
         return self._state == "open"
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a job is waiting or running; after :meth:`close`, whether one was given up that still runs."""
+        return any(lane.unfinished() for lane in self._lanes.copy().values())
+
     def submit(
         self, task: Task, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, origin: object = ""
     ) -> None:

@@ -254,6 +254,8 @@ class EvalLoop:
         """Evaluate; returns the metrics by name."""
         runner, mode = self.runner, self.mode
         self._step = bind_step(runner.val_step, runner.model, "val_step")
+        if runner.mode == "train":  # a run that is preempted within this validation goes on with all of it
+            runner.rng_before_val = rng_state()
         self._pass(f"before_{mode}")
         self._pass(f"before_{mode}_epoch")
         modes = [(module, module.training) for module in runner.model.modules()]
@@ -267,6 +269,7 @@ class EvalLoop:
         finally:
             for module, training in modes:
                 module.training = training
+        runner.rng_before_val = None
         if mode == "val" and runner.mode == "train" and runner.train_loop is not None:
             runner.progress.validated = runner.train_loop.completed
         self._pass(f"after_{mode}_epoch", metrics=metrics)

@@ -7,9 +7,10 @@ the receiver is called at once, with arguments that are frozen all the same.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from eventrunner.connection import Connection, Table
@@ -18,7 +19,8 @@ from eventrunner.lanes import Lanes, run_now
 
 __all__ = ["Context", "freeze"]
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type})
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_SHARED = (BaseException, PurePath, FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
 
 
 class Context:
@@ -137,20 +139,23 @@ def freeze(value: Any) -> Any:
     """A copy of *value* that its owner can no longer change.
 
     Tensors are detached and copied to the host, which waits for the device that computes them; containers are copied
-    with what is in them. Numbers, strings, paths, functions and exceptions are handed over as they are; anything else
-    is copied as ``copy.deepcopy`` does.
+    with what is in them. Numbers, strings, paths, functions, classes and exceptions are handed over as they are;
+    anything else is copied as ``copy.deepcopy`` does.
     """
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in _ATOMS or isinstance(value, _SHARED):
         return value
     if kind is dict:
         return {key: freeze(each) for key, each in value.items()}
-    if kind is list or kind is tuple:
+    if kind in (list, tuple, set, frozenset):
         return kind(map(freeze, value))
     if hasattr(value, "detach"):
         return value.detach().to("cpu", copy=True)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return kind(*map(freeze, value))
-    if isinstance(value, BaseException | PurePath) or callable(value):
-        return value
+    if isinstance(value, tuple):
+        return kind(*map(freeze, value)) if hasattr(value, "_fields") else kind(map(freeze, value))
+    if isinstance(value, MutableMapping):
+        frozen = copy.copy(value)
+        for key, each in value.items():
+            frozen[key] = freeze(each)
+        return frozen
     return copy.deepcopy(value)

@@ -42,7 +42,7 @@ def gather(runner: Runner, save_optimizer: bool = True, save_param_scheduler: bo
         "message_hub": runner.message_hub.state_dict(),
         "hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)},
         "filters": runner.bus.state_dict(runner),
-        "rng": rng_state() if runner.pending_rng is None else runner.pending_rng,
+        "rng": runner.pending_rng or runner.rng_before_val or rng_state(),
     }
     if loop is not None:
         checkpoint["loop"] = loop.state_dict()
@@ -104,7 +104,8 @@ def stateful_hooks(runner: Runner) -> Iterator[tuple[str, Stateful]]:
 
 def stepped(runner: Runner) -> Iterator[torch.Tensor]:
     """The tensors that change only at an optimizer's step or in receivers that say so: a save may copy them later."""
-    yield from stepped_tensors(wrapper.optimizer for _, wrapper in runner.optim_wrappers)
+    if not runner.updates_itself:  # a step that calls its optimizers itself may write to weights at any other time
+        yield from stepped_tensors(runner.model, (wrapper.optimizer for _, wrapper in runner.optim_wrappers))
     for hook in runner.hooks:
         yield from hook.own_tensors()
 

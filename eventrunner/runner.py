@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from eventrunner import dist
 from eventrunner.account import RunAccount, account_of, write_trace
 from eventrunner.bus import Bus, default_bus
 from eventrunner.checkpoint import Store
-from eventrunner.checkpoint.saver import Save, Saver
+from eventrunner.checkpoint.saver import WRITE_LANE, Save, Saver
 from eventrunner.device import resolve_device
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
@@ -129,6 +130,7 @@ class Runner:
         **unknown: Any,
     ) -> None:
         _refuse_unknown(unknown)
+        _refuse_import(sys._getframe(1))  # noqa: SLF001  # where it is called
         self.rank, self.world_size, self.distributed = dist.rank(), dist.world_size(), dist.is_distributed()
         self.is_main = dist.is_main()
         folder = choose_folder(work_dir, resume)
@@ -167,6 +169,7 @@ class Runner:
         self.stop_reason = self.stop_where = ""
         self.opened = self.loaded = self.resuming = self.training_began = False
         self.pending_rng: dict[str, Any] | None = None
+        self.rng_before_val: dict[str, Any] | None = None
         self.deferred: list[Callable[[], Any]] = []
         self.closing = contextlib.ExitStack()
         self.lanes: Lanes | None = None
@@ -392,8 +395,7 @@ class Runner:
         self.deferred.append(functools.partial(self._settled, action) if mutates else action)
 
     def _settled(self, action: Callable[[], Any]) -> None:
-        for guard in tuple(self.bus.guards):
-            guard()
+        self.settle()
         action()
 
     def run_deferred(self) -> None:
@@ -412,6 +414,15 @@ class Runner:
         planned = (self.max_epochs, self.max_iters)
         return RunFacts(self.mode, *planned, self.rank, self.world_size, self.work_dir, self.experiment_name, self.seed)
 
+    def settle(self) -> None:
+        """Wait until weights may be written to by what is neither an optimizer's step nor a receiver.
+
+        For a ``train_step`` that changes weights before its step, for one: a save may still be copying them. Returns at
+        once where none is.
+        """
+        for guard in tuple(self.bus.guards):
+            guard()
+
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
         """Wait until everything that was offloaded, or put into one lane, is done, and raise what failed of it.
 
@@ -420,6 +431,9 @@ class Runner:
         """
         if self.lanes is None:
             return
+        if self.saver is not None and lane in (None, WRITE_LANE):  # other lanes may wait for who is told of a commit
+            self.lanes.wait(WRITE_LANE, timeout=timeout, label="flush")
+            self.saver.collect()
         self.lanes.flush(lane, timeout, label="flush")
         while self.saver is not None and self.saver.collect():  # its receivers may have offloaded more
             self.lanes.flush(lane, timeout, label="flush")
@@ -452,7 +466,8 @@ class Runner:
         """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""
         deliver = self.deferred.append
         self.saver = Saver(Store(self.checkpoint_dir), guards=self.bus.guards, deliver=deliver, **options)
-        self.saver.lanes = self.lanes
+        if self.lanes is not None:
+            self.saver.open(self.lanes)
         return self.saver
 
     def save_checkpoint(
@@ -554,6 +569,15 @@ class Runner:
         saver = self.saver or self.make_saver(mode="sync")
         told = self.bus.after_commit_checkpoint.connections_for(self)
         saver.delete(name, after=[connection.task.lane for connection in told if connection.task is not None])
+
+
+def _refuse_import(caller: FrameType) -> None:
+    """Refuse to begin a run in a process that only imports the script to find a function in it."""
+    if caller.f_globals.get("__name__") == "__mp_main__" and caller.f_code.co_name == "<module>":
+        raise OptionError(
+            "Runner() was called while a worker process imports the script; put what runs under "
+            "if __name__ == '__main__':, so that worker='process' can find its functions."
+        )
 
 
 def _refuse_unknown(arguments: Mapping[str, Any]) -> None:

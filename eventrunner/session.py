@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.account import write_trace
 from eventrunner.checkpoint import Manifest, find_newest, load_checkpoint, load_weights
-from eventrunner.errors import LaneTimeoutError, OptionError, Preempted
+from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempted
 from eventrunner.lanes import Lanes
-from eventrunner.preempt import preemptible
+from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
 __all__ = ["session"]
+
+_GLANCE = 0.2
+"""Seconds between two looks at whether a signal came while the end of a run is waited for."""
 
 
 @contextlib.contextmanager
@@ -38,27 +41,31 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     """
     _enter(runner, mode)
     try:
-        with _lanes(runner), preemptible(runner.deferred.append):
-            try:
-                _open(runner, mode)
-                runner.call_hook("before_run")
-                if not runner.loaded:
-                    _load(runner)
-                    runner.loaded = True
-                yield
-                if mode == "train":
-                    _finish_train(runner)
-                runner.flush(timeout=runner.offloading.deadline)
-                runner.stop_reason = runner.stop_reason or "completed"
-            except Preempted as end:
-                _end_early(runner, end)
-                raise
-            except BaseException as error:
-                _fail(runner, error)
-                raise
-            failure = _leave(runner, "after_run", None)
-            if failure is not None:
-                raise failure
+        with preemptible(runner.deferred.append) as asked:
+            patience = _Patience(runner.offloading.deadline, runner.offloading.grace, asked)
+            with _lanes(runner, patience):
+                try:
+                    _open(runner, mode)
+                    runner.call_hook("before_run")
+                    if not runner.loaded:
+                        _load(runner)
+                        runner.loaded = True
+                    yield
+                    if mode == "train":
+                        _finish_train(runner, patience)
+                    _flush(runner, patience)
+                    runner.stop_reason = runner.stop_reason or "completed"
+                except Preempted as end:
+                    _end_early(runner, end, patience)
+                    raise
+                except BaseException as error:
+                    _fail(runner, error, patience)
+                    raise
+                failure = _leave(runner, "after_run", None)
+                if failure is not None:
+                    raise failure
+                _flush(runner, patience)
+            asked.answer()
     except BaseException as error:
         runner.stop_reason = _reason(error)
         try:
@@ -69,8 +76,44 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     _close(runner, mode)
 
 
+class _Patience:
+    """How long the end of a run waits for what is offloaded: one deadline for it all, less once a signal came."""
+
+    def __init__(self, deadline: float, grace: float, asked: Asked) -> None:
+        self.deadline, self.grace, self.asked = deadline, grace, asked
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """The seconds left; they are counted from the first call on."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.deadline
+        if self.asked.at is not None:
+            self._until = min(self._until, self.asked.at + self.grace)
+        return max(self._until - now, 0.0)
+
+    def end(self) -> None:
+        """Wait for nothing any more."""
+        self._until = 0.0
+
+
+def _flush(runner: Runner, patience: _Patience) -> None:
+    """``runner.flush()``, for as long as there is patience, which a signal may shorten meanwhile.
+
+    Raises:
+        LaneTimeoutError: there is none left.
+    """
+    while True:
+        left = patience.left()
+        try:
+            return runner.flush(timeout=min(left, _GLANCE))
+        except LaneTimeoutError as error:
+            if left <= _GLANCE or getattr(error, "__notes__", None):  # a note is one of where a job failed
+                raise
+
+
 @contextlib.contextmanager
-def _lanes(runner: Runner) -> Iterator[None]:
+def _lanes(runner: Runner, patience: _Patience) -> Iterator[None]:
     """Open the run's lanes; however the block is left, what is in them is done first."""
     deferred, logger = runner.deferred, runner.logger  # not the runner, which the lanes outlive
     lanes = Lanes(
@@ -79,16 +122,21 @@ def _lanes(runner: Runner) -> Iterator[None]:
         on_failure=lambda: deferred.append(lanes.check),
         warn=lambda text, error: logger.warning("offloaded", reason=text, error=repr(error)),
     )
-    with runner.bus.open_lanes(runner, lanes=lanes):
-        runner.lanes = runner.last_lanes = lanes
-        if runner.saver is not None:
-            runner.saver.lanes = lanes
-        try:
-            yield
-        finally:
+    try:
+        with runner.bus.open_lanes(runner, lanes=lanes):
+            runner.lanes = runner.last_lanes = lanes
             if runner.saver is not None:
-                runner.saver.close()
-            runner.lanes = None
+                runner.saver.open(lanes)
+            try:
+                yield
+            finally:
+                if runner.saver is not None:
+                    runner.saver.close()
+                lanes.deadline = max(patience.left(), _GLANCE)
+    finally:
+        runner.lanes = None
+        if lanes.unfinished and runner.saver is not None:
+            runner.saver.abandon()  # the folder is free for another run from here on
 
 
 def _reason(error: BaseException) -> str:
@@ -106,6 +154,7 @@ def _enter(runner: Runner, mode: str) -> None:
     runner.opened = True
     runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
     runner.training_began = False
+    runner.rng_before_val = None
     runner.deferred.clear()
     runner.ledger.reset()
     vars(runner).pop("_facts", None)
@@ -113,10 +162,10 @@ def _enter(runner: Runner, mode: str) -> None:
         runner.train_loop.stop_training = False
 
 
-def _finish_train(runner: Runner) -> None:
+def _finish_train(runner: Runner, patience: _Patience) -> None:
     stopped = runner.train_loop is not None and runner.train_loop.stop_training
     runner.stop_reason = runner.stop_reason or ("stopped" if stopped else "completed")
-    runner.flush(timeout=runner.offloading.deadline)
+    _flush(runner, patience)
     runner.training_began = False
     failure = _leave(runner, "after_train", None)
     if failure is not None:
@@ -124,32 +173,32 @@ def _finish_train(runner: Runner) -> None:
     runner.run_deferred()
 
 
-def _fail(runner: Runner, error: BaseException) -> None:
+def _fail(runner: Runner, error: BaseException, patience: _Patience) -> None:
     """Leave with *error*, which nothing that fails on the way may mask."""
     runner.stop_reason = _reason(error)
     _leave(runner, "on_exception", error, exception=error)
-    _drain(runner, error)
+    _drain(runner, error, patience)
     if runner.training_began:
         _leave(runner, "after_train", error)
     _leave(runner, "after_run", error)
 
 
-def _end_early(runner: Runner, end: Preempted) -> None:
+def _end_early(runner: Runner, end: Preempted, patience: _Patience) -> None:
     """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
-    until = time.monotonic() + runner.offloading.grace
     runner.stop_reason, runner.stop_where = "preempted", end.signal
-    if runner.lanes is not None:
-        runner.lanes.deadline = runner.offloading.grace
     failure: BaseException | None = None
+    if runner.saver is not None:
+        runner.saver.be_patient(patience.left())
     try:
         runner.run_deferred()
         runner.progress.settle()
         if runner.training_began:
             failure = _leave(runner, "after_train", None)
             runner.run_deferred()
-        runner.flush(timeout=max(until - time.monotonic(), 0.0))
-    except Exception as error:  # noqa: BLE001  # raised below, when everybody has been told
+        _flush(runner, patience)
+    except BaseException as error:  # noqa: BLE001  # raised below, when everybody has been told
         failure = failure or error
+        _drain(runner, failure, patience)
     if failure is not None:
         runner.stop_reason = "exception"
     failure = _leave(runner, "after_run", failure)
@@ -157,18 +206,21 @@ def _end_early(runner: Runner, end: Preempted) -> None:
         raise failure
 
 
-def _drain(runner: Runner, error: BaseException) -> None:
+def _drain(runner: Runner, error: BaseException, patience: _Patience) -> None:
     """Let what was offloaded before the failure be done: a save that was asked for is still committed."""
     while True:
         try:
-            runner.flush(timeout=runner.offloading.deadline)
-        except LaneTimeoutError as also:
-            error.add_note(f"besides, {type(also).__name__}: {also}")
-        except Exception as also:  # noqa: BLE001  # reported, and then the next one is looked for
+            return _flush(runner, patience)
+        except LaneError as also:  # no more can be waited for
+            if also is not error:
+                error.add_note(f"besides, {type(also).__name__}: {also}")
+            return None
+        except KeyboardInterrupt:
+            error.add_note("interrupted while waiting for what was offloaded, which is given up")
+            return patience.end()
+        except BaseException as also:  # noqa: BLE001  # reported, and then the next one is looked for
             if also is not error:
                 _report(runner, "the lanes", also)
-            continue
-        return
 
 
 def _leave(runner: Runner, site: str, failure: BaseException | None, **payload: Any) -> BaseException | None:

@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.checkpointer import Checkpointer
-from eventrunner.errors import ArgumentError, LockedError, OptionError, Preempted, ResumeError, RunExistsError
+from eventrunner.errors import (
+    ArgumentError,
+    CheckpointError,
+    LockedError,
+    OptionError,
+    Preempted,
+    ResumeError,
+    RunExistsError,
+)
 from eventrunner.lanes import Task
 
 
@@ -44,9 +52,8 @@ class Loop:
         self.losses.append(loss.item())
 
     def checkpointer(self, folder: Path, **options: Any) -> Checkpointer:
-        return Checkpointer(
-            folder, model=self.model, optimizer=self.optimizer, **{"scheduler": self.scheduler, **options}
-        )
+        own = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return Checkpointer(folder, **{**own, **options})
 
     def run(self, folder: Path, *, epochs: int = 3, stop: int = 0, every: int = 1, **options: Any) -> Loop:
         with self.checkpointer(folder, **options) as ckpt:
@@ -215,6 +222,102 @@ def test_a_signal_ends_the_loop_at_the_next_batch_with_a_save(tmp_path: Path) ->
     assert loop.losses + resumed.losses == whole.losses
 
 
+def test_a_signal_ends_a_loop_that_counts_its_own_steps_at_its_next_save(tmp_path: Path) -> None:
+    """Whether or not one was due then."""
+    loop = Loop()
+
+    def train() -> None:
+        with loop.checkpointer(tmp_path / "run") as ckpt:
+            for step in range(1, 9):
+                if step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                ckpt.save(step, every=100)
+
+    with pytest.raises(Preempted):
+        train()
+    assert Store(tmp_path / "run").names() == ["step_3"]
+
+
+def test_a_pass_that_was_left_by_break_is_gone_on_with(tmp_path: Path) -> None:
+    """The batch at which it was left is counted, and none is trained on twice."""
+    loop, seen = Loop(), []
+    loop.loader = list(range(4))
+    with loop.checkpointer(tmp_path / "run") as ckpt:
+        while ckpt.epoch < 2:
+            for batch in ckpt.batches(loop.loader):
+                seen.append(batch)
+                if len(seen) % 3 == 0:
+                    break
+        assert (ckpt.step, ckpt.epoch) == (8, 2)
+    assert seen == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_a_checkpoint_that_is_damaged_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    """Falling back in silence would hide what was lost."""
+    Loop().run(tmp_path / "run", stop=3)
+    (tmp_path / "run/step_3/model.safetensors").write_bytes(b"rot")
+    loop = Loop()
+    with (
+        pytest.warns(RuntimeWarning, match=r"checkpoint .*step_3 is not used: "),
+        loop.checkpointer(tmp_path / "run", resume=True) as ckpt,
+    ):
+        assert ckpt.step == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": -1}, "Checkpointer.save(step=-1): give an int of 0 or more."),
+        ({"step": "a"}, "Checkpointer.save(step='a'): give an int of 0 or more."),
+        ({"every": 0}, "Checkpointer.save(every=0): give an int of 1 or more."),
+    ],
+)
+def test_a_bad_number_of_a_save_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    """Nothing is counted by it."""
+    with Loop().checkpointer(tmp_path / "run") as ckpt:
+        with pytest.raises(OptionError) as caught:
+            ckpt.save(**options)
+        assert (str(caught.value), ckpt.step) == (message, 0)
+
+
+def test_a_call_outside_of_the_block_is_refused(tmp_path: Path) -> None:
+    """It would write without the lock, and beside what is to be resumed; and a block is entered once."""
+    checkpointer = Loop().checkpointer(tmp_path / "run")
+    with pytest.raises(
+        OptionError, match=r"^Checkpointer\.save\(\) was called outside of its with block; do so within"
+    ):
+        checkpointer.save(1)
+    with checkpointer:
+        checkpointer.save(1)
+    with pytest.raises(OptionError, match=r"^a Checkpointer's with block was entered a second time; make a new one"):
+        checkpointer.__enter__()
+
+
+def test_a_save_that_cant_be_taken_leaves_what_is_kept(tmp_path: Path) -> None:
+    """The next ones are counted as if it had not been asked for."""
+    loop = Loop()
+
+    class Odd:
+        value: Any = object()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            """Take nothing."""
+
+    odd = Odd()
+    with loop.checkpointer(tmp_path / "run", keep=2, odd=odd) as ckpt:
+        for step in range(1, 9):
+            odd.value = object() if step % 2 else step
+            if step % 2:
+                with pytest.raises(CheckpointError, match="odd"):
+                    ckpt.save(step)
+            else:
+                ckpt.save(step)
+    assert Store(tmp_path / "run").names() == ["step_6", "step_8"]
+
+
 def hold(folder: Path, begun: Any, end: Any) -> None:
     """Hold the folder until told to let go."""
     with Loop().checkpointer(folder):
@@ -269,6 +372,14 @@ def test_parts_must_be_the_same_on_resume(tmp_path: Path) -> None:
     [
         ({"keep": 0}, OptionError, "Checkpointer(keep=0): give an int of 1 or more, or -1 for all."),
         ({"mode": "lasy"}, OptionError, "mode='lasy' is not one of auto, lazy, eager, sync; did you mean 'lazy'?"),
+        ({"grace": 0}, OptionError, "Checkpointer(grace=0): give a number of seconds above 0."),
+        ({"format": "pt"}, OptionError, "format='pt' is not one of safetensors, pth; did you mean 'pth'?"),
+        ({"model": {}}, ArgumentError, "Checkpointer(model=…) takes a torch.nn.Module, not a dict."),
+        (
+            {"optimizer": "adam"},
+            ArgumentError,
+            "Checkpointer(optimizer=…) takes a torch.optim.Optimizer or a dict of them, not a str.",
+        ),
         (
             {"meta": nn.Linear(1, 1)},
             ArgumentError,

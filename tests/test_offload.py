@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +163,27 @@ def test_other_objects_are_copied_with_what_is_in_them() -> None:
     assert frozen.rows == [1, 2]
 
 
+def test_mappings_of_other_kinds_keep_their_kind() -> None:
+    """What Hugging Face's models return is one; its tensors have a graph, which no deep copy takes."""
+    loss = torch.ones(1, requires_grad=True) * 2
+    outputs = OrderedDict(loss=loss, parts={"a": [loss]}, seen={1, 2})
+    frozen = freeze(outputs)
+    outputs["loss"] = None
+
+    assert type(frozen) is OrderedDict
+    assert (frozen["loss"].item(), frozen["loss"].requires_grad) == (2.0, False)
+    assert (frozen["parts"]["a"][0].requires_grad, frozen["seen"]) == (False, {1, 2})
+
+
+def test_an_object_that_can_be_called_is_copied_too() -> None:
+    """A module isn't a function: its weights change."""
+    model = torch.nn.Linear(1, 1)
+    frozen = freeze(model)
+    with torch.no_grad():
+        model.weight.fill_(3)
+    assert frozen.weight.item() != 3
+
+
 @pytest.mark.parametrize("value", [None, 1, 1.5, True, "a", b"b", Path("c"), ValueError("d"), print])
 def test_what_cant_change_is_handed_over_as_it_is(value: Any) -> None:
     """A copy would cost and protect nothing."""
@@ -253,7 +274,7 @@ def test_a_barrier_holds_its_site_until_the_lane_is_done(day: Bus) -> None:
     assert passed == [[1]]
 
 
-@pytest.mark.parametrize("how", ["emit", "emit_all", "emitters"])
+@pytest.mark.parametrize("how", ["emit", "emit_all", "emitters", "send"])
 def test_every_form_of_emission_waits_at_a_barrier(day: Bus, how: str) -> None:
     """Its receivers find the lane's work done."""
     seen: list[list[Any]] = []
@@ -261,7 +282,9 @@ def test_every_form_of_emission_waits_at_a_barrier(day: Bus, how: str) -> None:
     day.lunch.connect(lambda dish: got.append(dish), offload=True, barrier="dinner")
     day.dinner.connect(lambda: seen.append(list(got)))
     emitters = day.emitters(None)
-    emit = {"emit": day.dinner.emit, "emit_all": day.dinner.emit_all, "emitters": emitters.dinner}[how]
+    emit = {"emit": day.dinner.emit, "emit_all": day.dinner.emit_all, "emitters": emitters.dinner}.get(
+        how, day.dinner.send
+    )
 
     with day.open_lanes():
         for dish in range(20):

@@ -17,12 +17,13 @@ from tiny import Batch, same, train_step
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from eventrunner.checkpoint import load_checkpoint
+from eventrunner.bus import Bus
+from eventrunner.checkpoint import Store, load_checkpoint
 from eventrunner.checkpoint.saver import Saver
 from eventrunner.errors import CheckpointError, OptionError
 from eventrunner.hook import Hook, options
-from eventrunner.hooks import EMAHook
-from eventrunner.lanes import Task
+from eventrunner.hooks import CheckpointHook, EMAHook
+from eventrunner.lanes import Lanes, Task
 from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
 
@@ -207,6 +208,100 @@ def test_gradients_that_accumulate_are_copied_at_the_site(overlapped: Callable[.
     overlapped(model=model, optim_wrapper=wrapper)
 
 
+def test_weights_that_a_forward_writes_to_are_copied_at_the_site(overlapped: Callable[..., Runner]) -> None:
+    """An Embedding with ``max_norm`` renormalises its rows each time that it looks them up."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(2)
+            self.words, self.head = nn.Embedding(500, 4, max_norm=0.5), nn.Linear(4, 1)
+
+        def train_step(self, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": self.head(self.words(torch.arange(500))).square().mean()}
+
+    overlapped(model=Words(), train_step=None)
+
+
+def clamping(settle: bool) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
+    """A step that writes to the weights before the optimizer does, having asked for leave or not."""
+
+    def step(model: Any, batch: Batch) -> dict[str, Tensor]:
+        if settle:
+            model.runner[0].settle()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.clamp_(-0.1, 0.1)
+        return train_step(model, batch)
+
+    return step
+
+
+def test_a_step_that_writes_to_weights_asks_for_leave(overlapped: Callable[..., Runner]) -> None:
+    """``runner.settle()`` waits for the copy."""
+    model = net()
+    owner: list[Runner] = []
+    model.runner = owner
+    grab = Hook()
+    grab.before_run = lambda runner: owner.append(runner)  # type: ignore[method-assign]
+    overlapped(model=model, train_step=clamping(settle=True), custom_hooks=[grab])
+
+
+def test_a_step_that_writes_to_weights_without_asking_fails_the_save(overlapped: Callable[..., Runner]) -> None:
+    """Better no checkpoint than a torn one; the message says what to do."""
+    with pytest.raises(CheckpointError, match="was written to while a save was copying it; write to weights in an opt"):
+        overlapped(train_step=clamping(settle=False), hook={"verify": False})
+
+
+def test_nobody_may_write_before_the_copy_is_done_whoever_else_waits_for_it(tmp_path: Path) -> None:
+    """The guard stays up while one thread waits, and is gone when that is over."""
+    guards: list[Callable[[], Any]] = []
+    weight, gate, waiting = torch.ones(5000), threading.Event(), threading.Event()
+    with Lanes() as lanes:
+        saver = Saver(Store(tmp_path), mode="lazy", guards=guards)
+        saver.open(lanes)
+        lanes.submit(Task(gate.wait, "snapshot"), (60,))
+        saver.save("a", {"state_dict": {"w": weight}}, step=1, stepped=[weight])
+        (copying,) = [saver._copying]
+        assert copying is not None
+        inner = copying[1]._copies.late._work
+
+        def slowly() -> None:
+            waiting.set()
+            assert gate.wait(60)
+            inner()
+
+        copying[1]._copies.late._work = slowly
+        thread = threading.Thread(target=saver.settle)
+        thread.start()
+        assert waiting.wait(60)
+        assert guards == [saver.settle]
+        gate.set()
+        thread.join(60)
+        assert guards == []
+        saver.close()
+
+
+def test_runs_in_threads_step_without_disturbing_each_other(make_runner: MakeRunner) -> None:
+    """One hook of torch's stands before all optimizers, and stays; ones that came and went made a step fail."""
+    errors: list[BaseException] = []
+
+    def train(number: int) -> None:
+        hook = {"mode": "lazy", "by_epoch": False, "interval": 1, "max_keep_ckpts": 1}
+        hooks = {"logger": None, "checkpoint": hook}
+        try:
+            make_runner(work_dir=str(number), model=net(), count=25, epochs=1, default_hooks=hooks, bus=Bus()).train()
+        except BaseException as error:  # noqa: BLE001  # looked at below
+            errors.append(error)
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert errors == []
+
+
 @pytest.mark.parametrize("mode", ["auto", "eager", "sync"])
 def test_other_modes_save_the_same(make_runner: MakeRunner, tmp_path: Path, mode: str) -> None:
     """What is committed doesn't depend on how it was copied."""
@@ -256,9 +351,6 @@ def test_verify_finds_a_write_that_nobody_announced(make_runner: MakeRunner) -> 
 
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
     """By the hook at construction, and by the saver."""
-    from eventrunner.checkpoint import Store
-    from eventrunner.hooks import CheckpointHook
-
     with pytest.raises(OptionError, match=r"^CheckpointHook\(mode='lasy'\): give one of .*; did you mean 'lazy'\?$"):
         CheckpointHook(mode="lasy")
     with pytest.raises(OptionError, match=r"^mode='lasy' is not one of auto, lazy, eager, sync; did you mean 'lazy'"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import pytest
 import torch
 from conftest import MakeRunner
 from tiny import MeanSquaredError, batches, rows, same, val_step, weights
+from torch.utils.data import DataLoader, TensorDataset
 
 from eventrunner.account import Row, _add
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
-from eventrunner.errors import LaneTimeoutError, OptionError
+from eventrunner.errors import LaneTimeoutError, OptionError, Preempted
 from eventrunner.hook import Hook, options
 from eventrunner.lanes import Account, Task
 from eventrunner.runner import Runner
@@ -407,6 +411,124 @@ def test_a_run_can_be_resumed_from_either_format(make_runner: MakeRunner, format
     assert same(weights(resumed), weights(whole))
 
 
+def test_a_slow_upload_holds_up_no_save(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """What is retired waits for it in a lane of its own; commits go on."""
+    keep = {"max_keep_ckpts": 1, "by_epoch": False, "interval": 1}
+    runner = make_runner(count=6, epochs=1, default_hooks={"logger": None, "checkpoint": keep})
+    gate = threading.Event()
+    runner.on("after_commit_checkpoint", offload=True, lane="upload")(lambda: gate.wait(60))
+    committed: list[int] = []
+
+    @runner.on("after_commit_checkpoint")
+    def note(step: int) -> None:
+        committed.append(step)
+        if step == 6:
+            assert Store(tmp_path / "run").names() == [f"iter_{number}" for number in range(1, 7)]
+            gate.set()
+
+    runner.train()
+    assert committed == [1, 2, 3, 4, 5, 6]
+    assert Store(tmp_path / "run").names() == ["iter_6"]
+
+
+def test_what_was_to_be_deleted_when_a_run_was_killed_is_deleted_by_the_next(
+    make_runner: MakeRunner, tmp_path: Path
+) -> None:
+    """A save knows what it makes superfluous, and so does the run that goes on from it."""
+    keep = {"max_keep_ckpts": 1, "by_epoch": False, "interval": 1}
+    runner = make_runner(count=6, epochs=1, default_hooks={"logger": None, "checkpoint": keep})
+    gate = threading.Event()
+    runner.on("after_commit_checkpoint", offload=True, lane="upload")(lambda: gate.wait(60))
+
+    @runner.on("after_commit_checkpoint", when=lambda step: step == 3)
+    def copy_the_folder() -> None:
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")  # as it would be, had the run been killed here
+        gate.set()
+
+    runner.train()
+    assert len(Store(tmp_path / "killed").names()) >= 3
+    again = make_runner(
+        work_dir="killed", count=6, epochs=1, resume=True, default_hooks={"logger": None, "checkpoint": keep}
+    )
+    again.train()
+    assert Store(tmp_path / "killed").names() == ["iter_6"]
+
+
+def test_a_published_copy_of_a_pth_has_its_digest_in_its_name(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """As one of safetensors has."""
+    hook = {"format": "pth", "published_keys": ["state_dict"]}
+    make_runner(epochs=1, default_hooks={"logger": None, "checkpoint": hook}).train()
+    digest = verify_checkpoint(tmp_path / "run/epoch_1").files["checkpoint.pth"].digest
+    assert load_checkpoint(tmp_path / f"run/epoch_1-{digest[:8]}").keys() == {"state_dict"}
+
+
+# The end
+
+
+def test_one_deadline_holds_for_all_of_the_end(make_runner: MakeRunner) -> None:
+    """However many things wait, a run with a job that hangs ends after it, with the job's name and all its sites."""
+    gate = threading.Event()
+    runner = make_runner(default_hooks=QUIET, offload={"deadline": 1.0})
+    runner.on("before_train", offload=True, lane="stuck", label="uploader")(lambda: gate.wait(60))
+    passed: list[str] = []
+    for site in ("on_exception", "after_train", "after_run"):
+        runner.on(site, mutates=())(functools.partial(passed.append, site))
+    began = time.monotonic()
+    try:
+        with pytest.raises(LaneTimeoutError, match="uploader"):
+            runner.train()
+        assert time.monotonic() - began < 30  # of the 60 that the job takes
+    finally:
+        gate.set()
+    assert passed == ["on_exception", "after_train", "after_run"]
+
+
+def test_ctrl_c_while_waiting_gives_up_the_waiting_and_not_the_sites(make_runner: MakeRunner) -> None:
+    """The first error stays the one that propagates."""
+    gate = threading.Event()
+    runner = make_runner(default_hooks=QUIET, offload={"deadline": 50})
+    runner.on("before_train", offload=True, lane="stuck")(lambda: gate.wait(60))
+    passed: list[str] = []
+    for site in ("after_train", "after_run"):
+        runner.on(site, mutates=())(functools.partial(passed.append, site))
+
+    @runner.on("after_train_iter")
+    def fail() -> None:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        raise ValueError("first")
+
+    try:
+        with pytest.raises(ValueError, match="first") as caught:
+            runner.train()
+    finally:
+        gate.set()
+    assert passed == ["after_train", "after_run"]
+    assert any("interrupted while waiting" in note for note in caught.value.__notes__)
+
+
+def test_a_writer_that_hangs_commits_nothing_once_the_folder_is_free(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """Another run may have begun in it by then."""
+    gate, began = threading.Event(), threading.Event()
+    runner = make_runner(count=2, epochs=1, offload={"deadline": 0.5}, default_hooks={"logger": None})
+
+    @runner.on("before_save_checkpoint", mutates=())
+    def hold(runner: Runner) -> None:
+        def wait() -> None:
+            began.set()
+            gate.wait(60)
+
+        runner.lanes.submit(Task(wait, "log"))  # a save waits for the log
+
+    with pytest.raises(LaneTimeoutError):
+        runner.train()
+    threads = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    assert began.is_set()
+    gate.set()
+    for thread in threads:
+        thread.join(20)
+    assert Store(tmp_path / "run").names() == []
+
+
 # The account
 
 
@@ -527,6 +649,101 @@ def test_a_run_that_was_preempted_goes_on_as_if_nothing_had_happened(make_runner
     whole = run(work_dir="whole").train()
     assert same(weights(resumed), weights(whole))
     assert rows(tmp_path / "run") == rows(Path("whole"))
+
+
+def test_a_run_that_was_preempted_within_a_validation_goes_on_exactly(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """The validation is run again, from the generators that it began with."""
+
+    def run(**changes: Any) -> Runner:
+        torch.manual_seed(0)
+        x, y = map(torch.cat, zip(*batches(6), strict=True))
+        model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        loader = DataLoader(TensorDataset(x, y), 2, shuffle=True)
+        evaluation = {"val_dataloader": DataLoader(TensorDataset(x, y), 3, shuffle=True), "val_step": val_step}
+        return make_runner(
+            model=model,
+            train_dataloader=loader,
+            epochs=3,
+            val_evaluator={"mse": MeanSquaredError()},
+            default_hooks={"logger": {"interval": 1}},
+            **evaluation,
+            **changes,
+        )
+
+    whole = run(work_dir="whole").train()
+    runner = run()
+    runner.on("after_val_iter", once=True, start=2)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted):
+        runner.train()
+    assert runner.stop_reason == "preempted"
+    resumed = run(resume=True).train()
+    assert same(weights(resumed), weights(whole))
+    assert rows(tmp_path / "run") == rows(Path("whole"))
+
+
+@pytest.mark.parametrize("site", ["after_train", "after_run"])
+def test_a_signal_at_the_very_end_isnt_lost(make_runner: MakeRunner, site: str) -> None:
+    """What was asked to end does, though everything is done and saved."""
+    runner = make_runner(epochs=1)
+    runner.on(site)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted) as caught:
+        runner.train()
+    assert caught.value.code == 75
+    assert runner.progress.step == 2
+
+
+def test_a_run_that_hangs_on_its_disk_ends_within_the_grace(make_runner: MakeRunner) -> None:
+    """With an error, as what was asked for isn't saved."""
+    gate = threading.Event()
+    hook = {"by_epoch": False, "interval": 1, "mode": "eager"}
+    runner = make_runner(count=9, epochs=1, offload={"grace": 1.0}, default_hooks={"logger": None, "checkpoint": hook})
+
+    @runner.on("before_save_checkpoint", once=True, mutates=())
+    def hold(runner: Runner) -> None:
+        runner.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
+
+    runner.on("after_train_iter", when=lambda batch_idx: batch_idx == 1)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    began = time.monotonic()
+    try:
+        with pytest.raises(LaneTimeoutError):
+            runner.train()
+        assert time.monotonic() - began < 30
+    finally:
+        gate.set()
+
+
+UNGUARDED = """
+from eventrunner import Bus, Runner
+
+bus = Bus(())
+bus.site("lunch", ("dish",))
+
+@bus.on("lunch", offload=True, worker="process")
+def eat(dish):
+    pass
+
+with bus.open_lanes():
+    bus.lunch.emit(None, dish=1)
+Runner()
+"""
+
+
+def test_a_script_without_a_main_guard_doesnt_train_in_its_workers_too(tmp_path: Path) -> None:
+    """The error names the guard; where the script is imported by a worker there is no second run."""
+    code = UNGUARDED.replace("with bus", "import sys\nif __name__ == '__mp_main__':\n    Runner()\nwith bus")
+    (tmp_path / "script.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "if __name__ == '__main__':" in done.stderr
 
 
 def test_a_test_is_preempted_too(tmp_path: Path) -> None:

@@ -807,8 +807,8 @@ class TestLives:
         tree = {"state_dict": {"a": torch.ones(1000), "b": torch.ones(1000), "c": torch.ones(1000)}}
         jobs: list[Job] = []
         taken = Snapshotter().take(tree, lazy=pointers(tree), copy_beside=jobs.append, verify=True)
-        tree["state_dict"]["b"][3] = 0
-        tree["state_dict"]["c"][3] = 0
+        tree["state_dict"]["b"].data[3] = 0
+        tree["state_dict"]["c"].data[3] = 0
         jobs.pop()()
 
         with pytest.raises(
@@ -817,6 +817,19 @@ class TestLives:
             r"copy it at once, or let nothing write to it before wait\(\) has returned\.$",
         ):
             taken.check()
+
+    def test_a_write_that_autograd_counts_is_found_without_being_asked_for(self) -> None:
+        """A step that clamps weights before the optimizer's, for one."""
+        tree = {"state_dict": {"a": torch.ones(1000), "b": torch.ones(1000)}}
+        jobs: list[Job] = []
+        taken = Snapshotter().take(tree, lazy=pointers(tree), copy_beside=jobs.append)
+        tree["state_dict"]["b"].clamp_(0, 0.5)
+        jobs.pop()()
+
+        with pytest.raises(CheckpointError, match=r"^'b' was written to while a save was copying it; write to weights"):
+            taken.wait()
+        assert not taken.copied
+        taken.release()
 
     def test_a_snapshot_without_hashes_has_nothing_to_compare(self) -> None:
         """Its check passes."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eventrunner.checkpoint.image import allocate, memory_of, write_header
 from eventrunner.checkpoint.parts import Part, Plan
-from eventrunner.errors import OptionError
+from eventrunner.errors import LaneTimeoutError, OptionError
 
 __all__ = ["Arena", "Pool"]
 
@@ -103,12 +103,14 @@ class Pool:
     Attributes:
         waits: How often :meth:`acquire` had to wait for an arena.
         waited: How many seconds that took.
+        patience: How many seconds it waits at most; None for as long as it takes.
     """
 
     def __init__(self, size: int) -> None:
         if size < 1:
             raise OptionError(f"arenas={size} leaves no memory to copy to; it takes 1 or more.")
         self.waits, self.waited = 0, 0.0
+        self.patience: float | None = None
         self._size = size
         self._count = 0
         self._free: list[Arena] = []
@@ -119,12 +121,20 @@ class Pool:
         """An arena that holds so much, for the caller alone until it is released.
 
         Waits if all are in use, and for one that is being prepared.
+
+        Raises:
+            LaneTimeoutError: for longer than :attr:`patience`.
         """
         with self._changed:
             if not self._available():
                 began = time.perf_counter()
-                self._changed.wait_for(self._available)
+                came = self._changed.wait_for(self._available, self.patience)
                 self.waits, self.waited = self.waits + 1, self.waited + time.perf_counter() - began
+                if not came:
+                    raise LaneTimeoutError(
+                        f"a save waited {self.patience:g} s for the ones before it, which are still being written; "
+                        "find what holds up the disk."
+                    )
             arena = self._pick(nbytes, pinned)
         try:
             if not arena.holds(nbytes, pinned):

@@ -34,6 +34,11 @@ class Once:
         """Whether it is over and nothing was raised."""
         return self._done.is_set() and self._error is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is over and something was raised."""
+        return self._done.is_set() and self._error is not None
+
     def run(self) -> None:
         """Do it, unless it was begun or dropped; what it raises is kept for :meth:`wait`."""
         if not self._begun.acquire(blocking=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,21 +17,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from eventrunner.checkpoint.contents import FORMATS
 from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
 from eventrunner.checkpoint.store import Store
 from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
 from eventrunner.lanes import Lanes, Task
 
-__all__ = ["MODES", "OTHER_LANE", "WRITE_LANE", "Save", "Saver", "stepped_tensors"]
+__all__ = ["FORMATS", "MODES", "OTHER_LANE", "WRITE_LANE", "Save", "Saver", "stepped_tensors", "watch_steps"]
 
 MODES = ("auto", "lazy", "eager", "sync")
-COPY_LANE, WRITE_LANE = "snapshot", "checkpoint"
+COPY_LANE, WRITE_LANE, DELETE_LANE = "snapshot", "checkpoint", "retention"
 OTHER_LANE = "another lane"
 """Under what a lane's account has the waits of this one for it, which the training has no part in."""
+
+_watchers: tuple[Callable[[], None], ...] = ()
+# Called before every step of any optimizer, through one hook of torch's that stays: each thread that steps goes through
+# torch's hooks, and one that came and went with the saves would be taken away under its feet.
+_watching = threading.Lock()
+_hooks: list[Any] = []
 
 _TRIALS = 2  # of each mode, before "auto" chooses
 _REMEMBERED = 10_000  # saves whose times are kept for a trace
@@ -68,11 +76,30 @@ class Save:
     on_done: Callable[[Save], None] | None = None
 
 
-def stepped_tensors(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
-    """The tensors that only a step of these optimizers changes: what they update, and their own state."""
+def watch_steps(watcher: Callable[[], None], watch: bool = True) -> None:
+    """Have *watcher* called before every step of any optimizer in the process, or no longer."""
+    global _watchers
+    with _watching:
+        others = tuple(each for each in _watchers if each != watcher)
+        _watchers = (*others, watcher) if watch else others
+        if not _hooks:
+            _hooks.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for watcher in _watchers:
+        watcher()
+
+
+def stepped_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+    """The tensors that only a step of these optimizers changes: what they update, and their own state.
+
+    An ``Embedding`` with ``max_norm`` writes to its weights in each forward, so these aren't among them.
+    """
+    renormed = {id(each.weight) for each in model.modules() if getattr(each, "max_norm", None) is not None}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            yield from group["params"]
+            yield from (each for each in group["params"] if id(each) not in renormed)
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
@@ -112,8 +139,10 @@ class Saver:
         guards: list[Callable[[], Any]] | None = None,
         deliver: Callable[[Callable[[], Any]], None] = lambda action: None,
     ) -> None:
-        if mode not in MODES:
-            raise OptionError(f"mode={mode!r} is not one of {listed(MODES)}{did_you_mean(str(mode), MODES) or '.'}")
+        for name, value, allowed in (("mode", mode, MODES), ("format", format, FORMATS)):
+            if value not in allowed:
+                near = did_you_mean(str(value), allowed) or "."
+                raise OptionError(f"{name}={value!r} is not one of {listed(allowed)}{near}")
         self.store, self.mode, self.format, self.verify = store, mode, format, verify
         self.lanes: Lanes | None = None
         self.saves: deque[Save] = deque(maxlen=_REMEMBERED)
@@ -121,17 +150,22 @@ class Saver:
         self._guards = [] if guards is None else guards
         self._deliver = deliver
         self._arrived: deque[Save] = deque()
-        self._snapshots, self._waited = Snapshotter(), 0.0
+        self._snapshots = Snapshotter()
         self._copying: tuple[Save, Snapshot] | None = None
         self._trial = _Trial()
         self._write_task = Task(self._write, WRITE_LANE, name="checkpoint", site="save", native=True)
-        self._delete_task = Task(self._delete, WRITE_LANE, name="retention", site="save", native=True)
+        self._delete_task = Task(self._delete, DELETE_LANE, name="retention", site="save", native=True)
         self._copy_task = Task(_call, COPY_LANE, name="snapshot", site="save", native=True)
 
-    @property
-    def waited(self) -> float:
-        """Seconds that saves waited because both copies were in use."""
-        return self._waited + self._snapshots.waited
+    def open(self, lanes: Lanes) -> None:
+        """Save beside the training from now on, in *lanes*, and watch every optimizer's step."""
+        self.lanes = lanes
+        self._snapshots.be_patient(lanes.deadline)
+        watch_steps(self._on_step)
+
+    def be_patient(self, seconds: float) -> None:
+        """Let a save wait at most so long for the ones before it."""
+        self._snapshots.be_patient(seconds)
 
     def prepare(self, nbytes: int) -> None:
         """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""
@@ -174,13 +208,16 @@ class Saver:
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
         lazy = {tensor.data_ptr() for tensor in stepped} if beside is not None else ()
+        facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": dict(meta or {}), "tree_format": self.format}
+        commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
-        save.nbytes = snapshot.nbytes
-        self._hold(save, snapshot)
-        commit = functools.partial(
-            self.store.commit, name, step=step, epoch=epoch, meta=dict(meta or {}), tree_format=self.format
-        )
-        self._start(save, functools.partial(_committed, snapshot, commit), after)
+        try:
+            save.nbytes = snapshot.nbytes
+            self._hold(save, snapshot)
+            self._start(save, functools.partial(_committed, snapshot, commit), after)
+        except BaseException:  # interrupted, or the lanes were closed meanwhile
+            snapshot.release()
+            raise
         save.stall += time.perf_counter() - save.requested
         return save
 
@@ -216,15 +253,20 @@ class Saver:
         if self._inline() or lanes is None:
             self._delete(name)
         else:
-            tickets = [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]
-            lanes.submit(self._delete_task, (name, tickets))
+            lanes.submit(self._delete_task, (name, _tickets(lanes, (WRITE_LANE, *after))))
 
     def settle(self) -> None:
         """Wait until the tensors of the save under way may be written to."""
-        if self._copying is not None:
-            (save, snapshot), self._copying = self._copying, None
-            self._guards.remove(self.settle)
-            save.stall += snapshot.wait()
+        copying = self._copying
+        if copying is not None:
+            save, snapshot = copying
+            try:
+                save.stall += snapshot.wait()
+            finally:
+                # Not before: until then, nobody may write, whoever else asks, and even if the waiting is interrupted.
+                if self._copying is copying and (snapshot.copied or snapshot.failed):
+                    self._copying = None
+                    self._guards.remove(self.settle)
 
     def wait(self) -> None:
         """Wait until everything is committed, or raise what failed."""
@@ -244,11 +286,22 @@ class Saver:
 
     def close(self) -> None:
         """Stop looking at optimizers and give the memory back; what is pending stays with the lanes, which drain."""
-        self.settle()
-        self._trial.end()
+        watch_steps(self._on_step, watch=False)
+        with contextlib.suppress(Exception):  # a copy that failed is its save's failure, which the lanes have
+            self.settle()
         self.collect()
         self.lanes = None
-        self._waited, self._snapshots = self.waited, Snapshotter()
+        self._snapshots = Snapshotter()
+
+    def abandon(self) -> None:
+        """Let nothing be committed any more by a writer that hangs: the folder may be another's by then."""
+        self.store.abandoned = True
+
+    def _on_step(self) -> None:
+        if self._copying is not None:
+            self.settle()
+        if self._trial.save is not None:
+            self._trial.end()
 
     def _inline(self) -> bool:
         return self.mode == "sync" or self.lanes is None or not self.lanes.is_open
@@ -267,8 +320,8 @@ class Saver:
         if not snapshot.copied:
             self._copying = save, snapshot
             self._guards.append(self.settle)
-        if not snapshot.copied or (self.mode == "auto" and save.mode != "sync"):
-            self._trial.begin(save, self.settle)
+        if self.mode == "auto" and save.mode != "sync":
+            self._trial.begin(save)
 
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
         self.pending.append(save)
@@ -279,9 +332,12 @@ class Saver:
             finally:
                 self.collect()
             return
-        tickets = [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]
         save.beside = True
-        lanes.submit(self._write_task, (save, commit, tickets), origin=f"step {save.step}")
+        try:
+            lanes.submit(self._write_task, (save, commit, _tickets(lanes, after)), origin=f"step {save.step}")
+        except BaseException:
+            self.pending.remove(save)
+            raise
 
     def _write(self, save: Save, commit: Callable[[], Path], before: Iterable[Callable[[], None]]) -> None:
         save.began = time.perf_counter()
@@ -312,16 +368,11 @@ class Saver:
 
 
 class _Trial:
-    """What ``auto`` has measured: by mode, the seconds from each save to the optimizer's next step.
-
-    It also stands before each step while there is something to wait for.
-    """
+    """What ``auto`` has measured: by mode, the seconds from each save to the optimizer's next step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {"eager": [], "lazy": []}
-        self._handle: Any = None
-        self._save: Save | None = None
-        self._settle: Callable[[], None] = _nothing
+        self.save: Save | None = None
         self._asked = 0
 
     def next_mode(self) -> str:
@@ -332,24 +383,16 @@ class _Trial:
             return fewest
         return min(self.seconds, key=lambda mode: min(self.seconds[mode]))
 
-    def begin(self, save: Save, settle: Callable[[], None]) -> None:
-        """Have *settle* called before the next step of any optimizer."""
-        self.end()
-        self._save, self._settle = save, settle
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
+    def begin(self, save: Save) -> None:
+        """Measure this one, unless it is the first, which has memory to allocate."""
+        if self._asked > 1 and len(self.seconds[save.mode]) < _TRIALS:
+            self.save = save
 
     def end(self) -> None:
-        """Stand before no step any more."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = self._save = None
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._settle()
-        if self._save is not None and self._asked > 1:  # the first save has memory to allocate
-            times = self.seconds[self._save.mode]
-            times.extend([time.perf_counter() - self._save.requested][: _TRIALS - len(times)])
-        self.end()
+        """An optimizer is about to step."""
+        save, self.save = self.save, None
+        if save is not None:
+            self.seconds[save.mode].append(time.perf_counter() - save.requested)
 
 
 def _committed(snapshot: Snapshot, commit: Callable[..., Path]) -> Path:
@@ -365,5 +408,6 @@ def _call(action: Callable[[], None]) -> None:
     action()
 
 
-def _nothing() -> None:
-    """Stands in while nothing is to be waited for."""
+def _tickets(lanes: Lanes, after: Iterable[str]) -> list[Callable[[], None]]:
+    """What waits until the jobs that are in these lanes now are done."""
+    return [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]

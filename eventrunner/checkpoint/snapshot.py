@@ -6,6 +6,7 @@ changes only at an optimizer's step can be copied later, beside the next forward
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
@@ -40,17 +41,29 @@ class _Copies:
     """What is being copied."""
 
     late: Once
-    events: dict[torch.device, torch.cuda.Event] = field(default_factory=dict)
+    events: list[tuple[torch.device, torch.cuda.Event]] = field(default_factory=list)
+    awaited: bool = True
+    """Whether the devices' own streams wait for the events: then training may write to all tensors."""
     digests: list[int] = field(default_factory=list)
+
+    def have_devices_wait(self) -> None:
+        """Let no device do what it is given from now on before it has copied; the host waits for nothing."""
+        for device, event in self.events:
+            torch.cuda.current_stream(device).wait_event(event)
+        self.awaited = True
 
     def end(self) -> None:
         """Return when nothing writes to the arena any more."""
         self.late.drop()
-        for event in self.events.values():
+        self.come()
+
+    def come(self) -> None:
+        """Return when the devices have copied."""
+        for _, event in self.events:
             event.synchronize()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Split:
     """How the own leaves of a plan are copied, by their place among them.
 
@@ -59,14 +72,14 @@ class _Split:
         now: Those on the CPU that are copied at once.
         late: Those that are left to another thread.
         large: And those of which each is left to it as one block of memory.
-        devices: Those on each CUDA device.
+        devices: Those on each CUDA device that are copied before it goes on, and those that are while it does.
     """
 
     changed: list[int]
     now: list[int]
     late: list[int]
     large: list[int]
-    devices: dict[torch.device, list[int]]
+    devices: dict[torch.device, tuple[list[int], list[int]]]
 
 
 class Snapshot:
@@ -87,8 +100,13 @@ class Snapshot:
 
     @property
     def copied(self) -> bool:
-        """Whether every byte was copied; of those on a device, whether it was told to."""
-        return self._copies.late.done
+        """Whether training may write to every tensor: it is copied, or its device was told to wait for the copy."""
+        return self._copies.late.done and self._copies.awaited
+
+    @property
+    def failed(self) -> bool:
+        """Whether the copying raised: then there is nothing to be waited for."""
+        return self._copies.late.failed
 
     def wait(self) -> float:
         """Return when training may write to the tensors again; on the training thread.
@@ -104,8 +122,7 @@ class Snapshot:
         """
         began = time.perf_counter()
         self._copies.late.wait()
-        for device, event in self._copies.events.items():
-            torch.cuda.current_stream(device).wait_event(event)
+        self._copies.have_devices_wait()
         return time.perf_counter() - began
 
     def image(self) -> Image:
@@ -148,8 +165,7 @@ class Snapshot:
 
     def _settled(self) -> Arena:
         self._copies.late.wait()
-        for event in self._copies.events.values():
-            event.synchronize()
+        self._copies.come()
         if self._arena is None:
             raise CheckpointError("the snapshot was released, and its memory may hold another; use it before that.")
         return self._arena
@@ -182,6 +198,10 @@ class Snapshotter:
         """How many seconds it did."""
         return self._pool.waited
 
+    def be_patient(self, seconds: float | None) -> None:
+        """Have :meth:`take` wait at most so long for an arena; None for as long as it takes."""
+        self._pool.patience = seconds
+
     def prepare(self, nbytes: int, pinned: bool = False) -> None:
         """Allocate an arena, and have the system give its pages, which the first copy would wait for otherwise.
 
@@ -205,7 +225,8 @@ class Snapshotter:
         """Copy *tree*: exactly what a save of it would bring back, so a save later is as good as one now.
 
         Containers are copied before this returns, scalars are shared, and so is no tensor but those that are *lazy*.
-        If all arenas are in use, it waits until one is released.
+        If all arenas are in use, it waits until one is released. The host waits for no device; a device goes on when
+        it has copied what isn't lazy.
 
         Args:
             tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
@@ -216,6 +237,7 @@ class Snapshotter:
 
         Raises:
             CheckpointError: there is something in the tree that a checkpoint can't hold; the message has the path.
+            LaneTimeoutError: no arena was released in time.
         """
         walked = walk(tree)
         self._plan = plan = make_plan(tree, walked, self._plan)
@@ -261,18 +283,32 @@ class Snapshotter:
                 sources[i] = _copyable(sources[i])
         if verify:
             copies.digests = [_digest(stored(source)) for source in sources]
-        for device, places in split.devices.items():
-            if device not in self._streams:
-                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            copies.events[device] = copy_from_device(
-                [targets[i] for i in places], [sources[i] for i in places], self._streams[device]
-            )
+        for device, (first, later) in split.devices.items():
+            self._copy_from(device, first, targets, sources, copies)
+            copies.have_devices_wait()
+            if later:
+                self._copy_from(device, later, targets, sources, copies)
+                copies.awaited = False
         if len(split.now) == len(sources):
             copy_now(targets, sources)
         else:
             copy_now([targets[i] for i in split.now], [sources[i] for i in split.now])
             late, large = ([(targets[i], sources[i]) for i in some] for some in (split.late, split.large))
-            copies.late = Once(copy_gently(late, large))
+            watched = [(i, sources[i], _version(sources[i])) for i in (*split.late, *split.large)]
+            copies.late = Once(functools.partial(_copy_watched, copy_gently(late, large), watched, self._plan))
+
+    def _copy_from(
+        self,
+        device: torch.device,
+        places: Sequence[int],
+        targets: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        copies: _Copies,
+    ) -> None:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        some = [targets[i] for i in places], [sources[i] for i in places]
+        copies.events.append((device, copy_from_device(*some, self._streams[device])))
 
 
 def _split(sources: Sequence[Tensor], mask: Sequence[bool]) -> _Split:
@@ -281,7 +317,8 @@ def _split(sources: Sequence[Tensor], mask: Sequence[bool]) -> _Split:
         if source.dtype not in DTYPES or source.device.type not in ("cpu", "cuda"):
             split.changed.append(i)
         if source.is_cuda:
-            split.devices.setdefault(source.device, []).append(i)
+            now, late = split.devices.setdefault(source.device, ([], []))
+            (late if mask and mask[i] else now).append(i)
         elif mask and mask[i] and source.is_cpu and source.nbytes >= _LEAST and is_dense(source):
             (split.large if is_large(source) else split.late).append(i)
         else:
@@ -291,6 +328,27 @@ def _split(sources: Sequence[Tensor], mask: Sequence[bool]) -> _Split:
 
 def _copyable(source: Tensor) -> Tensor:
     return packed(source) if source.is_cpu or source.is_cuda else stored(source)
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version  # noqa: SLF001  # torch documents it as what autograd uses
+
+
+def _copy_watched(
+    copy: Callable[[], None], watched: Sequence[tuple[int, Tensor, int | None]], plan: Plan | None
+) -> None:
+    """Copy, and see that nothing was written to meanwhile, as far as autograd's counters tell.
+
+    Fused optimizers and writes through ``.data`` move no counter, so this is a net, and the barrier what holds.
+    """
+    copy()
+    for place, tensor, version in watched:
+        if version is not None and version != tensor._version:  # noqa: SLF001
+            name = "a tensor" if plan is None else repr(plan.names[place][1])
+            raise CheckpointError(
+                f"{name} was written to while a save was copying it; write to weights in an optimizer's step or in a "
+                "receiver, which wait for the copy, or save with mode='eager'."
+            )
 
 
 def _digest(tensor: Tensor) -> int:

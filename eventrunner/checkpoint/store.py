@@ -67,10 +67,12 @@ class Store:
 
     Attributes:
         folder: Where the checkpoints lie, each a folder of its own.
+        abandoned: Whether nothing is to be committed any more, though a writer may still be at it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.abandoned = False
 
     def save(
         self,
@@ -263,6 +265,8 @@ class Store:
                 files.make_folder(temp)
                 yield temp
                 files.fsync_folder(temp)
+                if self.abandoned:
+                    raise CheckpointError(f"checkpoint {name!r} was given up while it was being written; save again.")
                 if exists:
                     undo.callback(_put_back, old, final)
                     files.rename(final, old)

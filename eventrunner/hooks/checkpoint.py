@@ -15,18 +15,17 @@ from eventrunner.best import BestScores, best_name, name_list
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.lock import FolderLock
-from eventrunner.checkpoint.saver import MODES, WRITE_LANE, Save
+from eventrunner.checkpoint.manifest import PTH_NAME
+from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
 from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.resume import stateful_hooks, stepped
+from eventrunner.resume import stateful_hooks
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
 __all__ = ["CheckpointHook"]
-
-FORMATS = ("safetensors", "pth")
 
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
@@ -65,8 +64,9 @@ class CheckpointHook(Hook):
             and the last gets, at the end of training, as ``<name>-<first 8 digits of its weights' digest>``.
         save_begin: The first epoch or iteration that may be saved; the interval counts from it.
         mode: How the state is copied. ``'lazy'``: weights and moments while the next forward and backward run, all else
-            at once. ``'eager'``: all of it at once. ``'auto'``: both are tried, and the one that cost the training
-            less is kept. ``'sync'``: nothing goes on until the save is committed.
+            at once (gradients that accumulate, weights that no optimizer holds, and everything where ``train_step``
+            calls its optimizers itself). ``'eager'``: all of it at once. ``'auto'``: both are tried, and the one that
+            cost the training less is kept. ``'sync'``: nothing goes on until the save is committed.
         offload: False is the same as ``mode='sync'``.
         format: ``'safetensors'``, or ``'pth'`` for one ``torch.save`` file, in the same kind of folder.
         verify: Check that no tensor changed while it was being copied, by hashing each twice; for tests of one's own
@@ -115,6 +115,7 @@ class CheckpointHook(Hook):
         _check_published(self)
         _check_way(self)
         self._kept: list[str] = []
+        self._retired: list[str] = []  # what is to be deleted after the next commit
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
@@ -209,11 +210,12 @@ class CheckpointHook(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept and what was best."""
-        return {"kept": list(self._kept), "last": self._last, "best": self.best.state_dict()}
+        best = self.best.state_dict()
+        return {"kept": list(self._kept), "retired": list(self._retired), "last": self._last, "best": best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on keeping and comparing."""
-        self._kept = list(state["kept"])
+        self._kept, self._retired = list(state["kept"]), list(state.get("retired", ()))
         self._last = tuple(state["last"]) if state["last"] else None
         self.best.load_state_dict(state["best"])
 
@@ -226,24 +228,24 @@ class CheckpointHook(Hook):
         runner.checkpoint_folder = folder
 
     def _save(self, runner: Runner, name: str) -> None:
-        before = self._kept, self._last
+        before = self._kept, self._last, self._retired
         kept = [*(each for each in self._kept if each != name), name]
         keep = len(kept) if self.max_keep_ckpts < 0 else self.max_keep_ckpts
-        retired, self._kept = kept[:-keep], kept[-keep:]
+        self._retired, self._kept = [*self._retired, *kept[:-keep]], kept[-keep:]
         self._last = (runner.progress.step, name)  # all of it before the snapshot, which has it
 
         def done(save: Save) -> None:
             if save.path is not None:
                 runner.message_hub.update_info("last_ckpt", str(save.path), resumed=False)
                 return
-            self._kept = [*retired, *(each for each in self._kept if each != name)]
+            self._kept = [each for each in self._kept if each != name]
             if self._last == (save.step, name):
                 self._last = before[1]
 
         try:
-            self._commit(runner, name, on_done=done, retired=retired)
+            self._commit(runner, name, on_done=done, retired=self._retired)
         except BaseException:
-            self._kept, self._last = before
+            self._kept, self._last, self._retired = before
             raise
 
     def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
@@ -255,8 +257,9 @@ class CheckpointHook(Hook):
         try:
             for metric, (score, name) in new.items():
                 done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
-                old = [before[metric][1]] if metric in before and before[metric][1] != name else []
-                self._commit_best(runner, name, source, {"best": {metric: score}}, done, old)
+                if metric in before and before[metric][1] != name:
+                    self._retired = [*self._retired, before[metric][1]]
+                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self._retired)
                 source = source or name
         except BaseException:
             self.best.best = before
@@ -284,7 +287,8 @@ class CheckpointHook(Hook):
         """A twin of the save that has been made at this step, or a save where there is none, or no more."""
         if source is not None:
             with contextlib.suppress(CheckpointNotFoundError):
-                runner.link_checkpoint(name, source, meta, on_done, functools.partial(_retire, runner, retired))
+                retire = functools.partial(self._retire, runner, list(retired))
+                runner.link_checkpoint(name, source, meta, on_done, retire)
                 return
         self._commit(runner, name, meta, on_done, retired)
 
@@ -311,10 +315,18 @@ class CheckpointHook(Hook):
             name,
             meta,
             self._counted(runner, on_done),
-            functools.partial(_retire, runner, retired),
+            functools.partial(self._retire, runner, list(retired)),
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
         )
+
+    def _retire(self, runner: Runner, names: Sequence[str]) -> None:
+        """Delete what a commit has made superfluous; until then each save has the names, for a run that goes on."""
+        needed = {*self._kept, *(name for _, name in self.best.best.values())}  # again, where a successor has failed
+        for name in names:
+            if name not in needed:
+                runner.delete_checkpoint(name)
+        self._retired = [name for name in self._retired if name not in names]
 
     def _counted(self, runner: Runner, on_done: Callable[[Save], None]) -> Callable[[Save], None]:
         """*on_done*, called after the account has been kept."""
@@ -347,14 +359,10 @@ class CheckpointHook(Hook):
 def _prepare(runner: Runner) -> None:
     """Have memory ready for the first save, as much as the model and its optimizers have."""
     if runner.saver is not None:
-        tensors = [*runner.model.state_dict().values(), *stepped(runner)]
+        optimizers = [wrapper.optimizer for _, wrapper in runner.optim_wrappers]
+        tensors = [*runner.model.state_dict().values(), *stepped_tensors(runner.model, optimizers)]
         unique = {each.data_ptr(): each.nbytes for each in tensors if isinstance(each, Tensor)}
         runner.saver.prepare(sum(unique.values()))
-
-
-def _retire(runner: Runner, names: Sequence[str]) -> None:
-    for name in names:
-        runner.delete_checkpoint(name)
 
 
 def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
@@ -364,7 +372,7 @@ def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
     if absent:
         runner.logger.warning("published_keys", reason=f"{path} has no {listed(absent)}")
     target = store.save(
-        f"{name}-{manifest.files['model.safetensors'].digest[:8]}",
+        f"{name}-{(manifest.files.get('model.safetensors') or manifest.files[PTH_NAME]).digest[:8]}",
         {key: checkpoint[key] for key in keys if key in checkpoint},
         step=manifest.step,
         epoch=manifest.epoch,
