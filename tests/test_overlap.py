@@ -1,6 +1,8 @@
 """Saves that are copied while training goes on: what is committed is what was there at the site, whoever writes next.
 
-Each run holds its copies back until somebody is about to write: without the barrier, every weight would be copied late.
+Lightning's asynchronous saves mixed weights of two steps for years, as DCP's did on the CPU, and those of
+torch_checkpointing do unless one remembers its lock. Each run here holds its copies back until somebody is about to
+write: without the barrier, every weight would be copied late.
 """
 
 from __future__ import annotations

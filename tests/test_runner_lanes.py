@@ -164,7 +164,7 @@ def test_everything_offloaded_is_done_however_a_run_ends(make_runner: MakeRunner
 
 
 def test_nothing_outlives_a_run_and_a_second_one_works(make_runner: MakeRunner) -> None:
-    """No thread is left, and train() may be called again."""
+    """No thread is left, and train() may be called again; Lightning's asynchronous saves worked in one fit only."""
     runner = make_runner(train_cfg={"max_epochs": 4})
     before = set(threading.enumerate())
     runner.on("after_train_iter", offload=True)(lambda: None)
@@ -244,7 +244,7 @@ def test_a_run_on_trio_trains_the_same(make_runner: MakeRunner) -> None:
 
 
 def test_a_save_is_told_of_when_it_is_committed_and_not_before(make_runner: MakeRunner) -> None:
-    """At ``after_commit_checkpoint`` the files are complete and verify."""
+    """Files are complete then and verify; Lightning's asynchronous saves and torchtnt's are told of before that."""
     runner = make_runner(epochs=3)
     seen: list[tuple[str, int]] = []
 
@@ -277,7 +277,7 @@ def test_training_goes_on_while_a_save_is_written(make_runner: MakeRunner) -> No
 def test_a_failing_write_is_raised_at_the_next_iteration_and_deletes_nothing(
     make_runner: MakeRunner, tmp_path: Path
 ) -> None:
-    """What was committed before stays, though only one is to be kept."""
+    """Lightning's say so at the next save, an interval later; what was committed stays, though one is to be kept."""
     keep = {"max_keep_ckpts": 1, "by_epoch": False, "interval": 2, "save_last": False}
     runner = make_runner(count=8, epochs=1, default_hooks={"logger": None, "checkpoint": keep})
     steps: list[int] = []
@@ -626,7 +626,7 @@ def preempted(folder: Path, where: str, name: str = "SIGTERM", times: int = 1) -
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("where", ["before_train_iter", "after_val_iter"])
 def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, where: str, name: str) -> None:
-    """In a validation too; the exit code is 75, and nothing after train() is run."""
+    """In a validation too, where others don't look for it; the exit code is 75, and nothing after train() is run."""
     done = preempted(tmp_path, where, name)
     assert (done.returncode, "went on" in done.stdout) == (75, False), done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["ended"].startswith("preempted after epoch ")
