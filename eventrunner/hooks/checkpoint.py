@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointHook"]
 
+_RETIRED = 4  # saves whose superfluous ones are remembered: more than can be under way when a run is killed
+
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
     *("gradients", "ema_state_dict"),
@@ -115,7 +117,7 @@ class CheckpointHook(Hook):
         _check_published(self)
         _check_way(self)
         self._kept: list[str] = []
-        self._retired: list[str] = []  # what is to be deleted after the next commit
+        self._retired: list[list[str]] = []  # what the last saves have made superfluous, the newest last
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
@@ -211,11 +213,11 @@ class CheckpointHook(Hook):
     def state_dict(self) -> dict[str, Any]:
         """What is kept and what was best."""
         best = self.best.state_dict()
-        return {"kept": list(self._kept), "retired": list(self._retired), "last": self._last, "best": best}
+        return {"kept": list(self._kept), "retired": self._retired, "last": self._last, "best": best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on keeping and comparing."""
-        self._kept, self._retired = list(state["kept"]), list(state.get("retired", ()))
+        self._kept, self._retired = list(state["kept"]), [list(names) for names in state.get("retired", ())]
         self._last = tuple(state["last"]) if state["last"] else None
         self.best.load_state_dict(state["best"])
 
@@ -231,7 +233,7 @@ class CheckpointHook(Hook):
         before = self._kept, self._last, self._retired
         kept = [*(each for each in self._kept if each != name), name]
         keep = len(kept) if self.max_keep_ckpts < 0 else self.max_keep_ckpts
-        self._retired, self._kept = [*self._retired, *kept[:-keep]], kept[-keep:]
+        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]
         self._last = (runner.progress.step, name)  # all of it before the snapshot, which has it
 
         def done(save: Save) -> None:
@@ -243,7 +245,7 @@ class CheckpointHook(Hook):
                 self._last = before[1]
 
         try:
-            self._commit(runner, name, on_done=done, retired=self._retired)
+            self._commit(runner, name, on_done=done, retired=retired)
         except BaseException:
             self._kept, self._last, self._retired = before
             raise
@@ -257,9 +259,8 @@ class CheckpointHook(Hook):
         try:
             for metric, (score, name) in new.items():
                 done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
-                if metric in before and before[metric][1] != name:
-                    self._retired = [*self._retired, before[metric][1]]
-                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self._retired)
+                old = [before[metric][1]] if metric in before and before[metric][1] != name else []
+                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self._retire(old))
                 source = source or name
         except BaseException:
             self.best.best = before
@@ -287,8 +288,8 @@ class CheckpointHook(Hook):
         """A twin of the save that has been made at this step, or a save where there is none, or no more."""
         if source is not None:
             with contextlib.suppress(CheckpointNotFoundError):
-                retire = functools.partial(self._retire, runner, list(retired))
-                runner.link_checkpoint(name, source, meta, on_done, retire)
+                delete = functools.partial(self._delete, runner, retired)
+                runner.link_checkpoint(name, source, meta, on_done, delete)
                 return
         self._commit(runner, name, meta, on_done, retired)
 
@@ -315,18 +316,25 @@ class CheckpointHook(Hook):
             name,
             meta,
             self._counted(runner, on_done),
-            functools.partial(self._retire, runner, list(retired)),
+            functools.partial(self._delete, runner, retired),
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
         )
 
-    def _retire(self, runner: Runner, names: Sequence[str]) -> None:
-        """Delete what a commit has made superfluous; until then each save has the names, for a run that goes on."""
+    def _retire(self, names: list[str]) -> list[str]:
+        """What may be deleted once the save under way is committed: *names*, and those of the saves before it.
+
+        These are deleted by then, unless the run was killed in between; so each save has them, always the same number,
+        as what a save holds must not depend on how fast the disk is.
+        """
+        self._retired = [*self._retired, names][-_RETIRED:]
+        return [name for batch in self._retired for name in batch]
+
+    def _delete(self, runner: Runner, names: Sequence[str]) -> None:
         needed = {*self._kept, *(name for _, name in self.best.best.values())}  # again, where a successor has failed
         for name in names:
-            if name not in needed:
+            if name not in needed and (runner.checkpoint_dir / name).is_dir():
                 runner.delete_checkpoint(name)
-        self._retired = [name for name in self._retired if name not in names]
 
     def _counted(self, runner: Runner, on_done: Callable[[Save], None]) -> Callable[[Save], None]:
         """*on_done*, called after the account has been kept."""
