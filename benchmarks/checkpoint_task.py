@@ -98,7 +98,7 @@ def steady_memory() -> None:
     """Have the C library keep what is freed.
 
     Else it gives memory back to the system and takes it again within each step, or not, as chance puts the blocks; one
-    and the same step of AdamW then takes 45 ms or 110 ms, for seconds on end.
+    and the same step of AdamW then takes once or twice as long, for seconds on end.
     """
     trim_threshold, mmap_threshold = -1, -3
     library = ctypes.CDLL(None)
@@ -220,8 +220,8 @@ class TorchSave:
 class Dcp:
     """torch.distributed.checkpoint.async_save, with memory to copy to that is kept from save to save.
 
-    By default it takes new memory for each save, which costs several times as much. With *beside*, it copies in a
-    thread, and the training waits for that before the optimizer's step.
+    By default it takes new memory for each save. With *beside*, it copies in a thread, and the training waits for that
+    before the optimizer's step.
     """
 
     def __init__(self, folder: Path, kind: AsyncCheckpointerType, beside: bool = False) -> None:

@@ -251,7 +251,7 @@ class CheckpointHook(Hook):
             raise
 
     def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
-        before = self.best.best
+        before, retired = self.best.best, self._retired
         where = self._boundary_name(runner)
         new = {metric: (score, best_name(metric, where)) for metric, score in improved.items()}
         self.best.best = {**before, **new}
@@ -263,7 +263,7 @@ class CheckpointHook(Hook):
                 self._commit_best(runner, name, source, {"best": {metric: score}}, done, self._retire(old))
                 source = source or name
         except BaseException:
-            self.best.best = before
+            self.best.best, self._retired = before, retired
             raise
 
     def _best_done(
