@@ -207,14 +207,14 @@ class Saver:
         save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
-        lazy = {tensor.data_ptr() for tensor in stepped} if beside is not None else ()
+        lazy = frozenset(map(Tensor.data_ptr, stepped)) if beside is not None else ()
         facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": dict(meta or {}), "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
         try:
             save.nbytes = snapshot.nbytes
             self._hold(save, snapshot)
-            self._start(save, functools.partial(_committed, snapshot, commit), after)
+            self._start(save, functools.partial(_committed, snapshot, commit, tree), after)
         except BaseException:  # interrupted, or the lanes were closed meanwhile
             snapshot.release()
             raise
@@ -395,7 +395,8 @@ class _Trial:
             self.seconds[save.mode].append(time.perf_counter() - save.requested)
 
 
-def _committed(snapshot: Snapshot, commit: Callable[..., Path]) -> Path:
+def _committed(snapshot: Snapshot, commit: Callable[..., Path], tree: object) -> Path:
+    # The tree is let go here: to free its hundreds of tensors took the training as long as to make them.
     try:
         image = snapshot.image()
         snapshot.check()
