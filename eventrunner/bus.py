@@ -167,6 +167,10 @@ class Bus:
         """Called before an inline receiver that may write to what is being copied; whoever copies adds one."""
         return self._context.guards
 
+    def settle(self) -> None:
+        """Call the guards: return when nothing is being copied that somebody is about to write to."""
+        self._context.settle()
+
     def refresh(self) -> None:
         """Have every emission compiled anew."""
         for site in self:

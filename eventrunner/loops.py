@@ -188,8 +188,8 @@ class TrainLoop:
         progress.epoch_done = 0
 
     def _before_step(self) -> None:
-        for guard in tuple(self._guards):  # weights that are being copied are about to change
-            guard()
+        if self._guards:  # weights that are being copied are about to change
+            self.runner.settle()
         emit = self.runner.emitters.before_optimizer_step
         if emit:
             emit(self.runner)

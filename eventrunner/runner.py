@@ -420,8 +420,7 @@ class Runner:
         For a ``train_step`` that changes weights before its step, for one: a save may still be copying them. Returns at
         once where none is.
         """
-        for guard in tuple(self.bus.guards):
-            guard()
+        self.bus.settle()
 
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
         """Wait until everything that was offloaded, or put into one lane, is done, and raise what failed of it.

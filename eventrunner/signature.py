@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventrunner.errors import SignatureError, did_you_mean, listed
+from eventrunner.task import is_async
 
 __all__ = ["SENDER", "Receiver", "Wants", "is_async", "label", "read_wants", "short_path", "where"]
 
@@ -164,13 +165,6 @@ class _Reader:
             f"{label(self.receiver)} in {where(self.receiver)} asks for {name!r}; "
             f"{self.site!r} offers {listed(offers)}{did_you_mean(name, offers) or '.'}"
         )
-
-
-def is_async(receiver: Receiver) -> bool:
-    """Whether a call of *receiver* gives something to be awaited, as far as can be told without calling it."""
-    while isinstance(receiver, functools.partial):
-        receiver = receiver.func
-    return inspect.iscoroutinefunction(receiver) or inspect.iscoroutinefunction(type(receiver).__call__)
 
 
 def _innermost(receiver: Receiver) -> Any:

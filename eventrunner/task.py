@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from eventrunner.errors import LaneError, OptionError, did_you_mean, listed
 
-__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice"]
+__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice", "is_async"]
 
 OnFull = Literal["wait", "coalesce", "drop_oldest", "error"]
 WORKERS = ("thread", "process")
@@ -72,7 +72,7 @@ class Task:
         _check_options(self)
         found = _DISABLE_AFTER.fullmatch(self.on_error)
         object.__setattr__(self, "disable_after", int(found[1]) if found else 0)
-        object.__setattr__(self, "awaits", _is_async(self.call))
+        object.__setattr__(self, "awaits", is_async(self.call))
         if self.worker == "process":
             _check_process(self)
 
@@ -153,7 +153,8 @@ def call_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     return None
 
 
-def _is_async(call: Any) -> bool:
+def is_async(call: Any) -> bool:
+    """Whether a call gives something to be awaited, as far as can be told without calling it."""
     while isinstance(call, functools.partial):
         call = call.func
     return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
