@@ -17,6 +17,11 @@ from eventrunner.runner import Runner
 MakeRunner = Callable[..., Runner]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the tests in ``faults/`` draw from."""
+    parser.addoption("--seed", type=int, default=0, help="what the tests in faults/ draw from (default: 0)")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Tiny tensors are slower on several threads, and sums could differ between machines."""
