@@ -48,7 +48,7 @@ class Bus:
         return f"<Bus with {len(self._sites)} sites>"
 
     def __iter__(self) -> Iterator[Site]:
-        return iter(self._sites.values())
+        return iter(tuple(self._sites.values()))
 
     def __contains__(self, name: object) -> bool:
         return name in self._sites
@@ -76,14 +76,15 @@ class Bus:
         if not _is_site_name(name):
             raise OptionError(f"bus.site({name!r}): the name must be an identifier that Bus doesn't use itself.")
         names = None if payload is None else checked_payload(name, payload)
-        known = self._sites.get(name)
-        if known is None:
-            known = self._sites[name] = Site(
-                doc, name=name, payload=names, unit=unit or "emission", context=self._context
-            )
-            for emitters in self._emitters:
-                known.attach(emitters)
-        elif known.payload != names or unit not in (None, known.unit):
+        with self._context.changes:
+            known = self._sites.get(name)
+            if known is None:
+                known = Site(doc, name=name, payload=names, unit=unit or "emission", context=self._context)
+                self._sites[name] = known
+                for emitters in self._emitters:
+                    known.attach(emitters)
+                return known
+        if known.payload != names or unit not in (None, known.unit):
             declared = "any payload" if known.payload is None else listed(known.payload, "no payload")
             raise OptionError(
                 f"bus.site({name!r}): the site exists with {declared} and unit {known.unit!r}; declare it once."
@@ -138,9 +139,10 @@ class Bus:
         With a *ledger*, what each receiver costs is written there.
         """
         emitters = Emitters(identity(sender), ledger)
-        self._emitters.add(emitters)
-        for site in self:
-            site.attach(emitters)
+        with self._context.changes:
+            self._emitters.add(emitters)
+            for site in self:
+                site.attach(emitters)
         return emitters
 
     def open_lanes(
@@ -155,7 +157,8 @@ class Bus:
             sender: Whose emissions; by default everybody's who has no lanes of its own.
             lanes: Those to use; by default new ones, made with the following two.
             backend: The event loop of ``async def`` receivers: ``"asyncio"`` or ``"trio"``.
-            deadline: Seconds that leaving the block waits before it gives up with an error.
+            deadline: Seconds that leaving the block waits before it gives up with an error; and for which a lane
+                that a sender waits for, at a barrier or because it is full, may finish no job before that is one.
 
         Raises:
             OptionError: the sender has lanes already, or a value can't be.

@@ -31,6 +31,8 @@ from eventrunner.sites import Unit
 __all__ = ["ANY", "ANY_ID", "Site", "identity"]
 
 F = TypeVar("F", bound=Receiver)
+_PRUNED = 256
+"""How many empty sets are left alone."""
 _orders = itertools.count()  # one counter for all sites, so that order of connection is one order
 
 
@@ -69,6 +71,7 @@ class Site(blinker.Signal):
         self._emissions = Emissions(name, names, self._table, self._context)
         self._context.add(name, self._table, self._emissions.changed)
         self._set_muted, self._mutes = False, 0
+        self._prune_at = _PRUNED
         super().__init__(doc)
 
     def __repr__(self) -> str:
@@ -154,17 +157,18 @@ class Site(blinker.Signal):
                 f"connecting {connection.name} to {self.name!r} with weak=True: a lane holds what it runs."
             )
         key = self._key(receiver, sender)
-        old = self._table.get(key)
-        connection.order = next(_orders) if old is None else old.order
         connection.sender = None if _has_own_id(sender) else sender
         if weak:
             connection.target, connection.weak = self._reference(receiver), True
-        self._place(key, connection)
-        try:
-            super().connect(receiver, sender, weak)
-        except BaseException:  # a receiver of receiver_connected failed
-            self._place(key, old)
-            raise
+        with self._context.changes:
+            old = self._table.get(key)
+            connection.order = next(_orders) if old is None else old.order
+            self._place(key, connection)
+            try:
+                super().connect(receiver, sender, weak)
+            except BaseException:  # a receiver of receiver_connected failed
+                self._place(key, old)
+                raise
         return receiver
 
     def check(self, receiver: Receiver, **options: Any) -> Connection:
@@ -185,12 +189,14 @@ class Site(blinker.Signal):
     def connected_to(self, receiver: Receiver, sender: Any = ANY, **options: Any) -> Generator[None, None, None]:
         """Connect *receiver* for the length of a ``with`` block, then put back what was there before."""
         key = self._key(receiver, sender)
-        before = self._table.get(key)
-        self.connect(receiver, sender, **options)
+        with self._context.changes:
+            before = self._table.get(key)
+            self.connect(receiver, sender, **options)
         try:
             yield None
         finally:
-            self._place(key, before)
+            with self._context.changes:
+                self._place(key, before)
             if before is None and "receiver_disconnected" in self.__dict__:
                 self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
 
@@ -318,20 +324,23 @@ class Site(blinker.Signal):
             self._mute(self._set_muted, -1)
 
     def _mute(self, value: bool, blocks: int) -> None:
-        self._set_muted = value
-        self._mutes += blocks
-        self._emissions.muted = self._set_muted or self._mutes > 0
-        self._emissions.changed()
+        with self._context.changes:
+            self._set_muted = value
+            self._mutes += blocks
+            self._emissions.muted = self._set_muted or self._mutes > 0
+            self._emissions.changed()
 
     def refresh(self) -> None:
         """Have the next emissions compiled anew."""
-        self._emissions.changed()
+        with self._context.changes:
+            self._emissions.changed()
 
     def attach(self, emitters: Emitters) -> None:
         """Keep the attribute of *emitters* that has this site's name current."""
-        self._emissions.attach(emitters)
+        with self._context.changes:
+            self._emissions.attach(emitters)
 
-    # The table of connections, and blinker's own beside it
+    # The table of connections, and blinker's own beside it; changed within the context's changes
 
     def _key(self, receiver: Receiver, sender: Any) -> Key:
         sender_id = ANY_ID if sender is ANY else identity(sender)
@@ -358,6 +367,7 @@ class Site(blinker.Signal):
         elif sender_id in self._by_sender and receiver_id in self._by_receiver:  # subscripting would create buckets
             self._by_sender[sender_id].discard(receiver_id)
             self._by_receiver[receiver_id].discard(sender_id)
+        self._prune()
         self._hold(receiver_id)
 
     def _hold(self, receiver_id: Hashable) -> None:
@@ -370,26 +380,41 @@ class Site(blinker.Signal):
         self._emissions.changed()
 
     def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
-        super()._disconnect(receiver_id, sender_id)
-        for key in self._table.of_receiver(receiver_id):
-            if sender_id in (ANY_ID, key[1]):
-                self._table.put(key, None)
-        self._hold(receiver_id)
+        with self._context.changes:
+            super()._disconnect(receiver_id, sender_id)
+            for key in self._table.of_receiver(receiver_id):
+                if sender_id in (ANY_ID, key[1]):
+                    self._table.put(key, None)
+            self._hold(receiver_id)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Drop the empty sets that blinker leaves behind, once there are many; looking for them looks at all."""
+        if len(self._by_sender) + len(self._by_receiver) > self._prune_at:
+            self._cleanup_bookkeeping()
+            self._prune_at = 2 * (len(self._by_sender) + len(self._by_receiver)) + _PRUNED
+
+    def _make_cleanup_receiver(self, receiver_id: Hashable) -> Callable[[weakref.ref[Any]], None]:
+        cleanup, changes = super()._make_cleanup_receiver(receiver_id), self._context.changes
+        return lambda reference: changes.leave(functools.partial(cleanup, reference))
 
     def _make_cleanup_sender(self, sender_id: Hashable) -> Callable[[weakref.ref[Any]], None]:
-        cleanup = super()._make_cleanup_sender(sender_id)
+        cleanup, changes = super()._make_cleanup_sender(sender_id), self._context.changes
 
         def forget(reference: weakref.ref[Any]) -> None:
             cleanup(reference)
             for key in self._table.of_sender(sender_id):
                 self._place(key, None)
+                if not self._by_receiver.get(key[0], True):
+                    del self._by_receiver[key[0]]
 
-        return forget
+        return lambda reference: changes.leave(functools.partial(forget, reference))
 
     def _clear_state(self) -> None:
-        super()._clear_state()
-        self._table.clear()
-        self._emissions.changed()
+        with self._context.changes:
+            super()._clear_state()
+            self._table.clear()
+            self._emissions.changed()
 
 
 def _own_site(name: str, *payload: str) -> Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -16,10 +17,13 @@ from typing import Any
 from eventrunner.errors import LaneError, LaneFullError, LaneTimeoutError
 from eventrunner.task import Account, Span, Task
 
-__all__ = ["Job", "Lane", "Shared", "Tally", "lane_here"]
+__all__ = ["SLOW", "Job", "Lane", "Shared", "Tally", "lane_here"]
 
 _OF_TASK = ("lane", "name", "location", "site", "worker", "native")
 _OF_TALLY = ("calls", "failures", "coalesced", "waits", "waited", "busy", "cpu")
+
+SLOW = 30.0
+"""Seconds after which a job that somebody waits for is reported, and again after as many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +71,19 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """What the lanes of a run share: what jobs leave behind, how a job is called, and the event loop's thread."""
+    """What the lanes of a run share: what jobs leave behind, how a job is called, and the event loop's thread.
+
+    ``deadline`` is for how many seconds a lane may finish nothing before who waits for it, without a time of its own,
+    gives up; by ``hurry``, a moment of ``time.monotonic``, all of these give up.
+    """
 
     failures: deque[BaseException]
     spans: deque[Span]
     on_failure: Callable[[], None] | None
     warn: Callable[[str, BaseException], None] | None
     call: Callable[[Lane, Job], None]
+    deadline: float = math.inf
+    hurry: float = math.inf
     loop: threading.Thread | None = None
 
     def keep(self, error: BaseException) -> None:
@@ -81,6 +91,13 @@ class Shared:
         self.failures.append(error)
         if self.on_failure is not None:
             self.on_failure()
+
+    def tell(self, text: str, error: BaseException) -> None:
+        """Warn of something that is no failure, or none to be raised."""
+        if self.warn is not None:
+            self.warn(text, error)
+        else:
+            warnings.warn(text, RuntimeWarning, stacklevel=1)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +133,8 @@ class Lane:
         # by the worker
         self.passed = self.done = 0
         self.running: Job | None = None
+        self.began = 0.0
+        self.told = 0.0  # by who waits: when that job was last reported, on the same clock
         self.cancel: Callable[[], object] | None = None
         """Cancels what runs on the event loop, where it must be called."""
 
@@ -144,7 +163,10 @@ class Lane:
             self._wait_for_room(tally)
 
     def reach(self, number: int, until: float | None) -> bool:
-        """Whether the job of that number was finished before *until*, a moment of ``time.monotonic``."""
+        """Whether the job of that number was finished before *until*, a moment of ``time.monotonic``.
+
+        Without such a moment, before the lane has finished nothing for its deadline; a job waits as long as it takes.
+        """
         return self._until(lambda: self.passed >= number, until)
 
     def wait(self, number: int, timeout: float | None, until: float | None, label: str) -> None:
@@ -158,10 +180,7 @@ class Lane:
                     raise LaneError(
                         f"lane {self.name!r} was closed before the jobs that were waited for were finished."
                     )
-                left = self.unfinished() or f"lane {self.name!r}"
-                raise LaneTimeoutError(
-                    f"waited {timeout:g} s for {left}; allow more time, or find out what it hangs on."
-                )
+                raise self._late(began, timeout, f"at {label!r} " if label and until is None else "")
         finally:
             with self.lock:
                 self.barrier_waits[label] = self.barrier_waits.get(label, 0.0) + time.perf_counter() - began
@@ -169,7 +188,9 @@ class Lane:
     def unfinished(self) -> str:
         """How many jobs are, and which runs; empty where none is."""
         count, running = self._pending(), self.running
-        runs = f" (running: {running})" if running else ""
+        seconds = time.perf_counter() - self.began
+        since = f", for {seconds:.0f} s" if seconds >= 1 else ""
+        runs = f" (running: {running}{since})" if running else ""
         return f"{count} unfinished {'job' if count == 1 else 'jobs'} in lane {self.name!r}{runs}" if count else ""
 
     def close(self, *, gives_up: bool) -> None:
@@ -222,28 +243,64 @@ class Lane:
 
     def _wait_for_room(self, tally: Tally) -> None:
         began, limit = time.perf_counter(), tally.task.max_pending
-        self._until(lambda: self.closed or self._pending() < limit, None, state=" is full and")
-        with self.lock:
-            tally.waits += 1
-            tally.waited += time.perf_counter() - began
+        try:
+            if not self._until(lambda: self.closed or self._pending() < limit, None, state=" is full and"):
+                raise self._late(began, None, f"to take a job of {tally.task} ")
+        finally:
+            with self.lock:
+                tally.waits += 1
+                tally.waited += time.perf_counter() - began
+
+    def _late(self, began: float, timeout: float | None, purpose: str) -> LaneTimeoutError:
+        """What is raised by who has waited in vain."""
+        left = self.unfinished() or f"lane {self.name!r}"
+        if timeout is None:
+            waited = f"waited {time.perf_counter() - began:.1f} s {purpose}for {left}"
+            if time.monotonic() >= self.shared.hurry:
+                return LaneTimeoutError(f"{waited}, and was asked to wait no longer; find out what it hangs on.")
+            return LaneTimeoutError(
+                f"{waited}, of which it finished none in {self.shared.deadline:g} s; allow a longer deadline, or find "
+                "out what it hangs on."
+            )
+        return LaneTimeoutError(f"waited {timeout:g} s for {left}; allow more time, or find out what it hangs on.")
 
     def _until(self, ready: Callable[[], bool], until: float | None, state: str = "") -> bool:
-        """Wait for *ready*, which the worker asks after each job; returns it."""
+        """Wait for *ready*, which the worker asks after each job; returns whether it was, be it for a moment."""
         if ready():
             return True
         self._refuse_deadlock(f"lane {self.name!r}{state}")
         gate = _Gate(ready)
         self.gates.append(gate)
+        done, since = self.done, time.monotonic()
         try:
             self.wake.put(True)  # see put(): a job may be without a token
-            while not ready() and not self.given_up:
-                left = None if until is None else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-                gate.bell.get(timeout=left)
-        except queue.Empty:
-            pass
+            while not (was := ready()) and not self.given_up:
+                if self.done != done:
+                    done, since = self.done, time.monotonic()
+                left = self._patience(since) if until is None else until - time.monotonic()
+                if left <= 0:
+                    break
+                with contextlib.suppress(queue.Empty):
+                    gate.bell.get(timeout=min(left, SLOW))
+                self._report()
         finally:
             self.gates.remove(gate)
-        return ready()
+        return was or ready()
+
+    def _patience(self, since: float) -> float:
+        """For how many seconds a lane is still waited for that has finished nothing since then."""
+        if lane_here.get() is not None:  # whoever waits for this job has a deadline
+            return math.inf
+        return min(since + self.shared.deadline, self.shared.hurry) - time.monotonic()
+
+    def _report(self) -> None:
+        """Tell who is waited for, if that has taken long, and some time has passed since it was last told."""
+        running, now = self.running, time.perf_counter()
+        if running is None or now - max(self.began, self.told) < SLOW:
+            return
+        self.told = now
+        text = f"still waiting for {self.unfinished()}"
+        self.shared.tell(text, LaneTimeoutError(text))
 
     def _refuse_deadlock(self, lane: str) -> None:
         if lane_here.get() is self:
@@ -274,8 +331,8 @@ class Lane:
         if tally.disabled:
             tally.skipped += 1
         else:
-            self.running = job
             began, cpu = time.perf_counter(), time.thread_time()
+            self.began, self.running = began, job
             failed = self._attempt(job)
             ended = time.perf_counter()
             tally.busy += ended - began
@@ -291,6 +348,11 @@ class Lane:
         for gate in tuple(self.gates):
             if self.closed or gate.ready():
                 gate.bell.put(None)
+
+    def rouse(self) -> None:
+        """Have who waits look again for how long; a signal's handler may call this amid anything."""
+        for gate in tuple(self.gates):
+            gate.bell.put(None)
 
     def _attempt(self, job: Job) -> bool:
         """Call, again if need be; returns whether it failed in the end."""
@@ -323,7 +385,5 @@ class Lane:
             then = "is disabled" if tally.disabled else f"is disabled after {task.disable_after}"
             text += f", failed {tally.in_a_row} in a row and {then}"
         text = f"{text}: {type(error).__name__}: {error}"
-        if self.shared.warn is not None:
-            self.shared.warn(text, error)
-        elif task.disable_after or tally.failures == 1:
-            warnings.warn(text, RuntimeWarning, stacklevel=1)
+        if self.shared.warn is not None or task.disable_after or tally.failures == 1:
+            self.shared.tell(text, error)

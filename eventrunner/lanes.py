@@ -51,12 +51,18 @@ class Lanes:
 
     All methods may be called from any thread, jobs included.
 
+    Nobody waits for a job that hangs without being told. Who waits for a lane, at a barrier, in a flush or for room in
+    it, gives up when the lane has finished nothing for the length of the deadline; a job that waits for another lane
+    doesn't, since who waits for that job does. And every 30 seconds that one job runs, who waits for it warns.
+
     Args:
         backend: The event loop, ``asyncio`` or ``trio``.
-        deadline: Seconds that leaving the block waits before it gives up, and raises what is lost by that.
+        deadline: Seconds that leaving the block waits before it gives up, and raises what is lost by that; and for
+            which who waits for a lane before that bears with its finishing no job.
         on_failure: Called in the worker when a failure was added to :attr:`failures`.
         warn: Called in the worker with a sentence and the error for each failure that is only to be warned of. By
-            default a ``RuntimeWarning``, and a single one for a task that says ``on_error="warn"``.
+            default a ``RuntimeWarning``, and a single one for a task that says ``on_error="warn"``. Called by who waits
+            for a job that runs for long, too.
 
     Raises:
         OptionError: no such backend or deadline.
@@ -76,12 +82,11 @@ class Lanes:
             raise MissingExtraError("backend='trio' needs trio: pip install 'eventrunner[trio]'.")
         if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
             raise OptionError(f"deadline={deadline!r} is not a number of seconds above 0.")
-        self.deadline = deadline
         self.failures: deque[BaseException] = deque()
         """What jobs raised and nobody was told yet, the oldest first."""
         self.spans: deque[Span] = deque(maxlen=100_000)
         """When the last jobs ran, in the order of their ends."""
-        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, _call))
+        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, _call, deadline))
         self._state = "new"
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
@@ -98,6 +103,15 @@ class Lanes:
             self.close()
         else:
             _note(error, self._shut(None))
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that leaving the block waits, and that a lane which is waited for may finish nothing."""
+        return self._loop.shared.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float) -> None:
+        self._loop.shared.deadline = seconds
 
     @property
     def is_open(self) -> bool:
@@ -124,6 +138,7 @@ class Lanes:
 
         Raises:
             LaneFullError: the lane is full, and the task says that this is an error.
+            LaneTimeoutError: the lane is full, and has finished nothing for the length of the deadline.
             LaneError: the lanes are closed; or the lane is full and can't be waited for here, see :meth:`wait`.
         """
         tally = self._tallies.get(task)
@@ -142,11 +157,11 @@ class Lanes:
         Args:
             lane: Its name; a lane that has had no job is finished.
             ticket: What :meth:`mark` gave.
-            timeout: Seconds, or None for as long as it takes.
+            timeout: Seconds, or None for as long as the lane finishes a job now and then, see :class:`Lanes`.
             label: What the time spent here is accounted under.
 
         Raises:
-            LaneTimeoutError: they weren't finished in time.
+            LaneTimeoutError: they weren't finished in time; names the lane, the job that runs, and how many there are.
             LaneError: called by a job of that lane, or by an ``async def`` job, which would hold up the event loop;
                 or the lanes were closed without finishing the jobs.
         """
@@ -171,6 +186,16 @@ class Lanes:
             if lane in (None, name):
                 self._lanes[name].wait(ticket, timeout, until, label)
         self.check()
+
+    def hurry(self, seconds: float) -> None:
+        """Have who waits for a lane, now or later and without a timeout of his own, give up in so many seconds.
+
+        For a process that was asked to end. A signal's handler may call it, whatever it has come amid: also amid the
+        very wait that is to end.
+        """
+        self._loop.shared.hurry = time.monotonic() + seconds
+        for lane in self._lanes.copy().values():
+            lane.rouse()
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for all jobs, those that they submit meanwhile included, end the workers, and raise the first failure.

@@ -7,6 +7,8 @@ the receiver is called at once, with arguments that are frozen all the same.
 from __future__ import annotations
 
 import copy
+import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import PurePath
@@ -17,10 +19,62 @@ from eventrunner.connection import Connection, Table
 from eventrunner.errors import OptionError, UnknownSiteError, did_you_mean
 from eventrunner.lanes import Lanes, run_now
 
-__all__ = ["Context", "freeze"]
+__all__ = ["Changes", "Context", "freeze"]
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _SHARED = (BaseException, PurePath, FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
+
+
+class Changes:
+    """Has the connections of a bus changed by one thread at a time, within a ``with`` block; blocks nest.
+
+    Emissions take no part in this: they read what is only ever replaced whole.
+
+    A collection of garbage drops weak connections at almost any moment, in any thread, and amid a change of that very
+    thread. It can't wait for its turn there, so what it has to do is left to whoever is at it, or comes next.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._depth = threading.RLock(), 0
+        self._left: deque[Callable[[], object]] = deque()
+
+    def __reduce__(self) -> tuple[type[Changes], tuple[()]]:
+        return Changes, ()  # a copy of a bus has its own
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        self._catch_up()
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._catch_up()
+        finally:
+            self._depth -= 1
+            self._lock.release()
+        self._look_after()
+
+    def leave(self, change: Callable[[], object]) -> None:
+        """Have *change* made at once, or soon by another."""
+        self._left.append(change)
+        self._look_after()
+
+    def _look_after(self) -> None:
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                if self._depth:  # this thread is amid a change, at the end of which it is done
+                    return
+                self._depth = 1
+                try:
+                    self._catch_up()
+                finally:
+                    self._depth = 0
+            finally:
+                self._lock.release()
+
+    def _catch_up(self) -> None:
+        while self._left and self._depth == 1:
+            self._left.popleft()()
 
 
 class Context:
@@ -28,10 +82,12 @@ class Context:
 
     Attributes:
         guards: Called before an inline receiver that may write to what is being copied; they wait for the copy.
+        changes: Within it, connections are changed.
     """
 
     def __init__(self, anybody: Hashable, identity: Callable[[Any], Hashable]) -> None:
         self.guards: list[Callable[[], Any]] = []
+        self.changes = Changes()
         self._anybody, self._identity = anybody, identity
         self._sites: dict[str, tuple[Table, Callable[[], None]]] = {}
         self._lanes: dict[Hashable, Lanes] = {}
@@ -66,11 +122,16 @@ class Context:
         """The lanes that are to be done before *sender* passes *site*."""
         if not self._has_barriers:  # it is asked at each connection
             return []
-        reached = (connection for table, _ in self._sites.values() for connection in table.reached_by(sender_id))
+        sites = tuple(self._sites.values())
+        reached = (connection for table, _ in sites for connection in table.reached_by(sender_id))
         return list(dict.fromkeys(c.task.lane for c in reached if c.task is not None and c.barrier == site))
 
     def wait(self, sender: Any, lane: str, site: str) -> None:
-        """Hold the sender at *site* until *lane* has done what is in it now; raises what failed."""
+        """Hold the sender at *site* until *lane* has done what is in it now; raises what failed.
+
+        Raises:
+            LaneTimeoutError: a job of it seems to hang, see :class:`Lanes`.
+        """
         lanes = self.lanes_of(sender)
         if lanes is not None:
             lanes.wait(lane, label=site)

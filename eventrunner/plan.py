@@ -148,12 +148,14 @@ class Emissions:
         Raises:
             SignatureError: *given* has a name that it can't have, or lacks one that a receiver needs.
         """
+        plans = self._plans  # first: what another thread changes from here on makes these of no further use
         barriers = self.context.barriers_at(self.site, sender_id)
-        own = self.table.has_sender(sender_id) or barriers
-        key = (sender_id if own else self.table.anybody, given)
-        plan = self._plans.get(key)
+        if not barriers and not self.table.has_sender(sender_id):
+            sender_id = self.table.anybody
+        key = (sender_id, given)
+        plan = plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._compiled(sender_id, given, barriers)
+            plan = plans[key] = self._compiled(sender_id, given, barriers)
         return plan
 
     def _compiled(
@@ -187,8 +189,8 @@ class Emissions:
         self._refresh(emitters)
 
     def changed(self) -> None:
-        """Forget what was compiled."""
-        self._plans.clear()
+        """Forget what was compiled; called, as :meth:`attach` is, by one thread at a time."""
+        self._plans = {}  # not cleared: another thread may be about to put in what it has compiled of the old ones
         for emitters in self._emitters:
             self._refresh(emitters)
 
@@ -210,7 +212,7 @@ class Emissions:
             else:
                 plan = self._compiled(sender_id, given, self.context.barriers_at(self.site, sender_id), ledger)
             if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
-                bound.__dict__[self.site] = plan
+                bound.__dict__[self.site] = plan  # nothing is called in between, so no other thread gets in between
             plan(sender, **payload)
 
         return first

@@ -131,13 +131,12 @@ def claim(folder: Path | None) -> Path:
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The contents of ``run.json``, or None where there is none; one that can't be read counts as a run."""
     try:
-        text = (folder / RUN_FILE).read_text(encoding="utf-8")
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        return dict(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
+    return run if isinstance(run, dict) else {}
 
 
 def write_run(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.account import write_trace
-from eventrunner.checkpoint import Manifest, find_newest, load_checkpoint, load_weights
+from eventrunner.checkpoint import Manifest, find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempted
 from eventrunner.lanes import Lanes
 from eventrunner.preempt import Asked, preemptible
@@ -303,7 +302,7 @@ def _resume_path(runner: Runner) -> Path | None:
 
     def abandoned(manifest: Manifest) -> bool:
         """Whether the run has since gone on from before this checkpoint: it is of a history that was cut off."""
-        return any(manifest.step > entry["step"] and manifest.created < entry["at"] for entry in resumes)
+        return any(manifest.step > entry["step"] and manifest.created <= entry["newest"] for entry in resumes)
 
     found = find_newest(runner.checkpoint_dir, abandoned)
     for path, reason in found.rejected:
@@ -321,8 +320,9 @@ def _report_resume(runner: Runner, path: Path) -> None:
     if caveat is not None:
         runner.logger.warning("resume", reason=caveat)
     if runner.is_main:
-        facts = {**environment(), "at": datetime.now(UTC).isoformat()}  # as fine as the times of checkpoints
-        del facts["started"]
-        entry = {"checkpoint": str(path), "step": progress.iter, **facts}
+        facts = environment()
+        # By the times of checkpoints alone, which only ever go forward: the clock may be put back.
+        newest = max((manifest.created for _, manifest in listing(runner.checkpoint_dir).complete), default="")
+        entry = {"checkpoint": str(path), "step": progress.iter, "newest": newest, "at": facts.pop("started"), **facts}
         resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
         write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*resumes, entry]})

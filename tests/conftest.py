@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tally import MakeRow, Row, table
 from tiny import options
 
 from eventrunner.bus import Bus, default_bus
@@ -16,10 +17,39 @@ from eventrunner.runner import Runner
 
 MakeRunner = Callable[..., Runner]
 
+_rows = pytest.StashKey[list[Row]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What the tests in ``faults/`` draw from."""
     parser.addoption("--seed", type=int, default=0, help="what the tests in faults/ draw from (default: 0)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of the tests in ``faults/``, if any were run."""
+    rows = config.stash.get(_rows, [])
+    if rows:
+        terminalreporter.section("faults")
+        for line in table(rows):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """From which all that a test draws follows: ``--seed``."""
+    return int(request.config.getoption("--seed"))
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest, seed: int) -> MakeRow:
+    """``row(what, wrong)``: a new row of the table."""
+    rows = request.config.stash.setdefault(_rows, [])
+
+    def make(what: str, wrong: str) -> Row:
+        rows.append(Row(what, wrong, seed, request.node.nodeid))
+        return rows[-1]
+
+    return make
 
 
 @pytest.fixture(autouse=True, scope="session")

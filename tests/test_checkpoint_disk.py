@@ -155,19 +155,40 @@ class TestFullDisk:
 @pytest.mark.skipif(not can_fail_calls(), reason="needs strace, and leave to use it")
 class TestSync:
     def test_a_sync_that_failed_fails_the_save_and_is_not_tried_again(self, tmp_path: Path) -> None:
-        """The kernel says it once, and after that that all is well. The first and every sixth after it fail here."""
-        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fsync"]
-        strace += ["-e", "inject=fsync:error=EIO:when=1+6"]
-        command = [sys.executable, "-c", SAVING, tmp_path / "x", "first", "safetensors", "pth"]
-        done = subprocess.run([*strace, *command], capture_output=True, text=True, check=False)
+        """The kernel says it once, and after that that all is well. Of the folders above, then in the folder itself."""
+        above = synced_above(tmp_path / "x")
 
-        assert done.stderr == ""
-        failed = "OSError 5 NoneType The checkpoint 'a' in FOLDER"
-        assert done.stdout.splitlines() == [
-            *(f"first {failed} was not saved; older ones are as they were.", ""),
-            *(f"safetensors {failed} is in its place, but may not survive a power cut.", "a 2"),
-            *(f"pth {failed} is committed; what failed came after.", "a last_checkpoint 3"),
+        assert saving(tmp_path / "x", f"1+{above + 6}", "first", "safetensors") == [
+            *("first OSError 5 NoneType The checkpoint 'a' in FOLDER was not saved; older ones are as they were.", ""),
+            "safetensors OSError 5 NoneType The checkpoint 'a' in FOLDER is in its place, but may not survive a power "
+            "cut.",
+            "a 2",
         ]
+
+    def test_a_sync_that_fails_behind_the_commit_is_told_of(self, tmp_path: Path) -> None:
+        """The last is that of the folder for the hint's name."""
+        above = synced_above(tmp_path / "x")
+
+        assert saving(tmp_path / "x", f"{above + 8}", "first") == [
+            "first OSError 5 NoneType The checkpoint 'a' in FOLDER is committed; what failed came after.",
+            "a last_checkpoint 1",
+        ]
+
+
+def synced_above(folder: Path) -> int:
+    """How many folders above this one are synced by a store's first save: those of the same file system."""
+    device = folder.parent.stat().st_dev
+    return sum(one.stat().st_dev == device for one in folder.parents)
+
+
+def saving(folder: Path, when: str, *attempts: str) -> list[str]:
+    """What :data:`SAVING` prints where the syncs fail that *when* says."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fsync"]
+    strace += ["-e", f"inject=fsync:error=EIO:when={when}"]
+    command = [*strace, sys.executable, "-c", SAVING, folder, *attempts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
 class TestImage:

@@ -245,6 +245,16 @@ class TestFile:
             FolderLock(tmp_path).acquire()
         assert os.listdir("/proc/self/fd") == before
 
+    def test_a_file_with_another_name_is_locked_and_not_written_to(self, tmp_path: Path) -> None:
+        """A hard link in its place, as backups make and attackers might."""
+        (tmp_path / "theirs").write_text("theirs")
+        os.link(tmp_path / "theirs", tmp_path / LOCK_NAME)
+
+        with FolderLock(tmp_path), pytest.raises(LockedError):
+            FolderLock(tmp_path).acquire()
+
+        assert (tmp_path / "theirs").read_text() == "theirs"
+
     def test_a_link_in_its_place_is_not_followed(self, tmp_path: Path) -> None:
         """The file that it points at isn't this folder's to write to."""
         (tmp_path / "mine").write_text("mine")

@@ -355,6 +355,12 @@ def in_an_archive(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def sizes_of(data: bytes) -> tuple[bytes, bytes]:
+    """The last entry of an archive's table, and the same with a size of gigabytes."""
+    entry = data[data.rindex(b"PK\x01\x02") : data.rindex(b"PK\x05\x06")]
+    return entry, entry[:20] + b"\x00\x00\x00\x7f" * 2 + entry[28:]
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 class TestHostile:
     @pytest.mark.parametrize("wrap", [bytes, in_an_archive], ids=["bare", "in an archive"])
@@ -381,6 +387,90 @@ class TestHostile:
             with pytest.raises(CorruptCheckpointError, match=re.escape(f"{saved}/checkpoint.pth can't be read with ")):
                 read(saved)
         assert os.listdir(tmp_path) == ["checkpoints"]
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            pytest.param(
+                lambda made, data: made.writestr("archive/data.pkl", data, zipfile.ZIP_DEFLATED),
+                "compressed",
+                id="bomb",
+            ),
+            pytest.param(
+                lambda made, data: [made.writestr(f"archive/{name}.pkl", data) for name in ("data", "DATA")],
+                "a name twice",
+                id="twice",
+            ),
+            pytest.param(lambda made, data: made.writestr("archive/x.pkl", data), "no pickle where", id="none"),
+        ],
+    )
+    def test_an_archive_that_torch_save_does_not_write_is_refused(self, saved: Path, change: Any, problem: str) -> None:
+        """Nothing in it is unpacked, so that it takes no more memory than it has bytes."""
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as made:
+            change(made, b"\x80\x02}.")
+        vouch(saved, file.getvalue())
+
+        with pytest.raises(CorruptCheckpointError, match=problem):
+            load_checkpoint(saved)
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            pytest.param(
+                lambda data, end: data[: end + 16] + b"\xff\xff\xff\x7f" + data[end + 20 :], "before", id="before"
+            ),
+            pytest.param(lambda data, end: data.replace(*sizes_of(data)), "unpacks to more than the", id="more"),
+        ],
+    )
+    def test_an_archive_that_lies_about_what_is_where_is_refused(self, saved: Path, change: Any, problem: str) -> None:
+        """Before anything is read from there."""
+        data = in_an_archive(b"\x80\x02}.")
+        vouch(saved, change(data, data.rindex(b"PK\x05\x06")))
+
+        with pytest.raises(CorruptCheckpointError, match=problem):
+            load_checkpoint(saved)
+
+    @pytest.mark.parametrize(
+        ("data", "problem"),
+        [
+            pytest.param(
+                b"c__builtin__\nbytearray\nJ\x00\x00\x00\x10\x85R.", "asks for '__builtin__ bytearray'", id="size"
+            ),
+            pytest.param(b"](K\x01eq\x00]c__builtin__\nset\nh\x00\x85Ra.", "copies one thing again", id="copies"),
+            pytest.param(b"K\x01K\x02\x85R.", "calls what makes no part of a tree", id="no function"),
+            pytest.param(b"ctorch\nTensor\nK\x02\x85R.", "asks for 'torch Tensor'", id="a tensor of nothing"),
+            pytest.param(b"\x93.", "STACK_GLOBAL", id="another operation"),
+        ],
+    )
+    def test_a_pickle_that_makes_more_than_it_holds_is_refused(self, saved: Path, data: bytes, problem: str) -> None:
+        """Though it would execute nothing."""
+        vouch(saved, in_an_archive(b"\x80\x02" + data))
+
+        with pytest.raises(CorruptCheckpointError, match=problem):
+            load_checkpoint(saved)
+        (saved.parent / "w.pth").write_bytes(in_an_archive(b"\x80\x02" + data))
+        with pytest.raises(CheckpointError, match="as it is damaged or holds more than tensors and plain containers"):
+            load_weights(saved.parent / "w.pth")
+
+    def test_weights_of_other_programs_are_taken(self, tmp_path: Path) -> None:
+        """Parameters, what is shared among them, and the files that torch.save wrote at first."""
+        shared = (0.9, 0.999)
+        weights = {"w": nn.Parameter(torch.ones(2)), "s": torch.ones(2).to_sparse(), "n": torch.arange(3)[1:]}
+        tree = {"state_dict": weights, "a": shared, "b": shared, "c": {"x": b"ab"}, "d": {1, 2}}
+        for archive in (True, False):
+            torch.save(tree, tmp_path / "w.pth", _use_new_zipfile_serialization=archive)
+
+            loaded = load_weights(tmp_path / "w.pth")
+
+            assert loaded.keys() == weights.keys()
+            assert loaded["n"].tolist() == [1, 2]
+
+    def test_bytes_of_one_letter_are_one_object_and_no_copy(self, store: Store) -> None:
+        """As Python has each of them once."""
+        tree = {"x": [b"a", b"a", "a", "a"], "y": [torch.ones(1)] * 2}
+
+        assert load_checkpoint(store.save("a", tree, step=1, format="pth"))["x"] == tree["x"]
 
     @pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04", pickled({"x": torch.ones(3)})[:-200]])
     def test_what_torch_can_not_read_is_an_error_of_the_checkpoint(self, saved: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -11,6 +12,7 @@ import random
 import re
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -45,6 +47,13 @@ def a_tree(value: float = 1.0) -> dict[str, Any]:
     }
 
 
+def change_time(checkpoint: Path, created: str) -> None:
+    """Have its manifest say that it was made then."""
+    changed = dataclasses.replace(read_manifest(checkpoint), created=created)
+    (checkpoint / MANIFEST_NAME).unlink()
+    write_manifest(checkpoint, changed)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A store in a folder that nothing has made yet."""
@@ -57,17 +66,14 @@ def saved(store: Store) -> Path:
     return store.save("epoch_1", a_tree(), step=10, epoch=1, meta={"reasons": ["interval"]})
 
 
-@pytest.fixture
-def dead_pid() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def hidden(folder: Path) -> list[str]:
     """What is in a folder that no listing shows."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def signed(text: str) -> str:
+    """A JSON object with one more member at its end: the digest of the bytes that it had before."""
+    return f'{text[:-1]},"digest":"{xxhash.xxh3_128_hexdigest(text.encode())}"}}'
 
 
 def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -75,9 +81,7 @@ def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     body = json.loads((folder / MANIFEST_NAME).read_text())
     del body["digest"]
     change(body)
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    body["digest"] = xxhash.xxh3_128_hexdigest(canonical.encode())
-    (folder / MANIFEST_NAME).write_text(json.dumps(body))
+    (folder / MANIFEST_NAME).write_text(signed(json.dumps(body)))
 
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
@@ -433,6 +437,23 @@ class TestListing:
         assert store.newest_valid() == store.folder / "a"
         assert store.path("z") == store.folder / "z"
 
+    def test_what_is_saved_later_is_newer_even_if_the_clock_was_put_back(self, store: Store, saved: Path) -> None:
+        """As after a power cut, with a clock that had been ahead by years; also for another Store."""
+        change_time(saved, "2999-01-01T00:00:00+00:00")
+
+        again = Store(store.folder)
+        for name in ("b", "a"):
+            again.save(name, a_tree(), step=1)
+
+        assert again.names() == ["epoch_1", "b", "a"]
+        assert Store(store.folder).save("c", a_tree(), step=0) == store.newest_valid()
+
+    def test_the_end_of_time_is_no_obstacle_to_a_save(self, store: Store, saved: Path) -> None:
+        """Nothing is later."""
+        change_time(saved, "9999-12-31T23:59:59.999999+00:00")
+
+        assert Store(store.folder).save("b", a_tree(), step=11) == store.newest_valid()
+
     def test_a_folder_that_is_not_there_has_none(self, store: Store) -> None:
         """Asking makes nothing."""
         assert store.names() == []
@@ -450,7 +471,7 @@ class TestListing:
         (store.folder / "broken" / MANIFEST_NAME).write_text("{")
 
         assert store.names() == ["epoch_1"]
-        with pytest.raises(CorruptCheckpointError, match="is not JSON"):
+        with pytest.raises(CorruptCheckpointError, match="is not a manifest"):
             store.path("broken")
 
     @pytest.mark.parametrize("name", ["epoch_2", "../checkpoints", ""])
@@ -495,25 +516,24 @@ class TestNewest:
 
 
 class TestClean:
-    def test_only_leftovers_of_the_dead_are_removed(self, store: Store, saved: Path, dead_pid: int) -> None:
-        """A running process's, foreign names and links' targets stay."""
-        gone = [f".tmp-epoch_2-{dead_pid}-0123abcd", f".trash-a-b-{dead_pid}-0123abcd", ".tmp-x-9999999999-0123abcd"]
+    def test_only_leftovers_are_removed(self, store: Store, saved: Path) -> None:
+        """Foreign names and links' targets stay; a process that has the number of the dead one makes no difference."""
+        gone = [".tmp-epoch_2-12345-0123abcd", ".trash-a-b-12345-0123abcd", f".tmp-x-{os.getppid()}-0123abcd"]
         kept = [
-            f".tmp-epoch_2-{os.getppid()}-0123abcd",
-            f".tmp-epoch_2-{dead_pid}",
+            ".tmp-epoch_2-12345",
             ".tmp-mine",
             ".git",
             "tmp-a-1-0123abcd",
         ]
         for name in [*gone, *kept]:
             shutil.copytree(saved, store.folder / name)
-        (store.folder / f".tmp-last_checkpoint-{dead_pid}-0123abcd").write_text("epoch_1")
-        (store.folder / f".trash-link-{dead_pid}-0123abcd").symlink_to("epoch_1")
+        (store.folder / ".tmp-last_checkpoint-12345-0123abcd").write_text("epoch_1")
+        (store.folder / ".trash-link-12345-0123abcd").symlink_to("epoch_1")
 
         removed = store.clean()
 
         assert sorted(path.name for path in removed) == sorted(
-            [*gone, f".tmp-last_checkpoint-{dead_pid}-0123abcd", f".trash-link-{dead_pid}-0123abcd"]
+            [*gone, ".tmp-last_checkpoint-12345-0123abcd", ".trash-link-12345-0123abcd"]
         )
         assert sorted(path.name for path in store.folder.iterdir()) == sorted([*kept, "epoch_1", "last_checkpoint"])
         verify_checkpoint(saved)
@@ -529,17 +549,17 @@ class TestClean:
             assert [path.name for path in removed] == [f".tmp-b-{os.getpid()}-0123abcd"]
             assert temp.exists()
 
-    def test_a_checkpoint_that_was_being_replaced_is_put_back(self, store: Store, saved: Path, dead_pid: int) -> None:
+    def test_a_checkpoint_that_was_being_replaced_is_put_back(self, store: Store, saved: Path) -> None:
         """The process died after the old one was moved aside and before the new one had its name."""
-        saved.rename(store.folder / f".old-epoch_1-{dead_pid}-0123abcd")
+        saved.rename(store.folder / ".old-epoch_1-12345-0123abcd")
 
         assert store.clean() == []
         assert store.names() == ["epoch_1"]
         verify_checkpoint(saved)
 
-    def test_a_replaced_checkpoint_is_not_put_back(self, store: Store, saved: Path, dead_pid: int) -> None:
+    def test_a_replaced_checkpoint_is_not_put_back(self, store: Store, saved: Path) -> None:
         """Neither beside the one that replaced it nor when its removal had begun."""
-        whole, half = (store.folder / f".old-{name}-{dead_pid}-0123abcd" for name in ("epoch_1", "epoch_2"))
+        whole, half = (store.folder / f".old-{name}-12345-0123abcd" for name in ("epoch_1", "epoch_2"))
         shutil.copytree(saved, whole)
         shutil.copytree(saved, half)
         (half / "state.json").unlink()
@@ -609,6 +629,18 @@ class TestDamage:
         with pytest.raises(CorruptCheckpointError, match=f"^{re.escape(str(saved / name))} is not a plain file.$"):
             load_checkpoint(saved)
 
+    def test_a_socket_is_refused(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The system has an error of its own for opening one."""
+        (saved / MANIFEST_NAME).unlink()
+        monkeypatch.chdir(saved)  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(MANIFEST_NAME)
+
+        with pytest.raises(
+            CorruptCheckpointError, match=rf"^{re.escape(str(saved))}/MANIFEST\.json is not a plain file\.$"
+        ):
+            verify_checkpoint(saved)
+
     def test_files_exchanged_between_checkpoints_are_found(self, store: Store, saved: Path) -> None:
         """Equal in name and size, and from another step."""
         other = store.save("epoch_2", a_tree(2.0), step=20)
@@ -660,11 +692,16 @@ class TestHostile:
             (lists("x", 3), "3 is where an object with 'size' belongs."),
             (lists("x", {"size": -1, "digest": ""}), "'size' is -1, less than 0."),
             (lists("x", {"size": 1.5, "digest": ""}), "'size' is 1.5, not of type int."),
+            (
+                lists("x", {"size": 2**63, "digest": ""}),
+                f"'size' is {2**63}, and no file has more than {2**63 - 1} bytes.",
+            ),
             (says(files=[]), "'files' is [], not of type dict."),
             (says(step=True), "'step' is True, not of type int."),
             (says(step="1" * 999), "'step' is '111111111111...1111111111111', not of type int."),
             (lambda body: body.pop("epoch"), "'epoch' is missing."),
-            (says(created="yesterday"), "Invalid isoformat string: 'yesterday'."),
+            (says(created="yesterday"), "'created' is 'yesterday', not a time in UTC."),
+            (says(created="2026-01-01T00:00:00Z"), "'created' is '2026-01-01T00:00:00Z', not a time in UTC."),
             (says(created="2026-01-01T00:00:00"), "'created' is '2026-01-01T00:00:00', not a time in UTC."),
             (says(versions={"torch": 2}), "'torch' is 2, not of type str."),
             (says(meta=None), "'meta' is None, not of type dict."),
@@ -684,22 +721,67 @@ class TestHostile:
         with pytest.raises(CorruptCheckpointError, match=f"^{re.escape(message)}$"):
             load_checkpoint(saved)
 
+    @pytest.mark.parametrize("text", ["", "\udcff", "[]", "{}", '{"digest":"0"}', "[" * 100_000, "}" * 46])
+    def test_a_manifest_that_does_not_end_in_its_own_digest_is_refused(self, saved: Path, text: str) -> None:
+        """Before it is parsed."""
+        (saved / MANIFEST_NAME).write_bytes(text.encode(errors="surrogateescape"))
+        problem = "is not a manifest: it doesn't end in the digest of all that it holds before."
+
+        with pytest.raises(CorruptCheckpointError, match=f"^{re.escape(f'{saved / MANIFEST_NAME} {problem}')}$"):
+            verify_checkpoint(saved)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda text: text.replace(": ", ":  ", 1), id="space"),
+            pytest.param(lambda text: text.replace("1e-05", "1E-05"), id="number"),
+            pytest.param(lambda text: text.replace("\\u00e9", "\\u00E9"), id="letter"),
+            pytest.param(lambda text: text[:-34] + text[-34:].upper(), id="digest"),
+            pytest.param(lambda text: text + "\n", id="end"),
+        ],
+    )
+    def test_a_manifest_that_says_the_same_in_other_bytes_is_refused(self, saved: Path, change: Any) -> None:
+        """Some flipped bits leave its meaning as it was; they are damage all the same."""
+        resign(saved, says(meta={"lr": 1e-05, "who": "\xe9"}))
+        text = (saved / MANIFEST_NAME).read_text()
+        verify_checkpoint(saved)
+        (saved / MANIFEST_NAME).write_text(change(text))
+        assert change(text) != text
+
+        with pytest.raises(CorruptCheckpointError, match="it doesn't end in the digest of all that it holds before"):
+            verify_checkpoint(saved)
+
+    def test_a_manifest_of_an_earlier_version_is_read(self, tmp_path: Path) -> None:
+        """Byte for byte as the first release wrote it."""
+        (tmp_path / MANIFEST_NAME).write_text(
+            '{"created":"2026-01-01T00:00:00+00:00","epoch":1,"files":{},"format":1,"meta":{"a":[1.5,"\\u00e9"]},"step":2,'
+            '"tensors":[],"versions":{},"digest":"3d66b1c11a187a2826a04ba88ec25919"}'
+        )
+        manifest = Manifest(2, 1, "2026-01-01T00:00:00+00:00", {}, {}, (), {"a": [1.5, "\xe9"]})
+
+        assert read_manifest(tmp_path) == manifest
+        (tmp_path / "again").mkdir()
+        write_manifest(tmp_path / "again", manifest)
+        assert (tmp_path / "again" / MANIFEST_NAME).read_bytes() == (tmp_path / MANIFEST_NAME).read_bytes()
+
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
-            ("", "is not JSON: "),
-            ("\udcff", "is not JSON: "),
             ('{"step": NaN}', "is not JSON: NaN is no JSON number."),
-            ("[" * 100_000, "is not JSON: "),
-            ("[]", "is not a manifest: [] is where an object with 'digest' belongs."),
-            ("{}", "is not a manifest: 'digest' is missing."),
-            ('{"digest": "0"}', "is not a manifest: its content doesn't match its own digest."),
-            ('{"digest": "0", "x": 1e999}', "is not a manifest: Out of range float values"),
+            ('{"x": 1e999}', "is not JSON: '1e999' is more than a float holds."),
+            ('{"x": 1, "x": 1}', "is not JSON: an object has a key twice."),
+            ('{"x": \udcff}', "is not JSON: 'utf-8' codec can't decode"),
+            ('{"x":' * 100_000 + "}" * 100_000, "is not JSON: maximum recursion depth exceeded"),
+            ("[1]", "is not JSON: "),
+            ("{}", "is not a manifest: 'format' is missing."),
+            ('{"step":1}', "is not a manifest: 'format' is missing."),
         ],
     )
     def test_a_manifest_that_is_none_is_refused(self, saved: Path, text: str, problem: str) -> None:
-        """Neither bytes nor nesting end in anything but this error."""
-        (saved / MANIFEST_NAME).write_bytes(text.encode(errors="surrogateescape"))
+        """Neither bytes nor nesting end in anything but this error, though its own digest is right."""
+        data = text.encode(errors="surrogateescape")
+        end = f',"digest":"{xxhash.xxh3_128_hexdigest(data[:-1] + b"}")}"}}'.encode()
+        (saved / MANIFEST_NAME).write_bytes(data[:-1] + end)
 
         with pytest.raises(CorruptCheckpointError, match=re.escape(f"{saved / MANIFEST_NAME} {problem}")):
             verify_checkpoint(saved)
@@ -883,6 +965,20 @@ class TestWeights:
 
         with pytest.raises(CheckpointError, match=r"a has no weights, as it was saved without a 'state_dict'\.$"):
             load_weights(path)
+
+    def test_a_checkpoint_with_something_else_in_their_place_is_an_error(self, store: Store) -> None:
+        """The sentence says what."""
+        path = store.save("a", {"state_dict": [1]}, step=1)
+
+        with pytest.raises(CheckpointError, match=r"a has a list as 'state_dict', where weights are a dict\.$"):
+            load_weights(path)
+
+    def test_what_is_no_file_is_not_waited_for(self, tmp_path: Path) -> None:
+        """Opening a pipe would block for ever."""
+        os.mkfifo(tmp_path / "w.pth")
+
+        with pytest.raises(CheckpointError, match=r"^can't load weights from .*w\.pth, as it is not a plain file\.$"):
+            load_weights(tmp_path / "w.pth")
 
     def test_they_come_from_a_safetensors_file_wherever_it_came_from(self, saved: Path, tmp_path: Path) -> None:
         """A link to it will do."""

@@ -184,6 +184,20 @@ def test_an_optimizer_that_is_stepped_by_hand_waits_too(overlapped: Callable[...
     overlapped(train_step=by_hand)
 
 
+def test_an_optimizer_that_the_run_doesnt_know_waits_too(overlapped: Callable[..., Runner]) -> None:
+    """One of the step's own, for the weights that the run's optimizer has as well."""
+    model = net()
+    another = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def with_another(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        train_step(model, batch)["loss"].backward()
+        another.step()
+        another.zero_grad()
+        return train_step(model, batch)
+
+    overlapped(model=model, train_step=with_another)
+
+
 def test_weights_that_no_optimizer_holds_are_copied_at_the_site(overlapped: Callable[..., Runner]) -> None:
     """A target network is written to in the step itself, where nobody could wait."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eventrunner.bus import Bus
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
+from eventrunner.checkpoint.manifest import read_manifest, write_manifest
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EarlyStoppingHook, EMAHook
@@ -711,22 +713,32 @@ def test_workers_that_persist_keep_the_order_of_the_data(tmp_path: Path, epoch: 
     assert run(tmp_path / "whole", resume=tmp_path / "whole" / f"epoch_{epoch}") == whole[3 * epoch :]
 
 
-def test_a_history_that_was_left_is_not_gone_on_with(make_runner: MakeRunner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "the clock was put back"])
+def test_a_history_that_was_left_is_not_gone_on_with(make_runner: MakeRunner, tmp_path: Path, ahead: bool) -> None:
     """Taken back to an older checkpoint, the run that fails before its next save is resumed from there once more."""
     make_runner(epochs=4, default_hooks={}).train()
+    for epoch in range(1, 5) if ahead else ():
+        folder = tmp_path / f"run/epoch_{epoch}"
+        manifest = dataclasses.replace(read_manifest(folder), created=f"2999-01-0{epoch}T00:00:00+00:00")
+        (folder / "MANIFEST.json").unlink()
+        write_manifest(folder, manifest)
 
     def fail(runner: Runner) -> None:
         raise RuntimeError("again")
 
-    back = make_runner(epochs=4, default_hooks={}, resume=tmp_path / "run/epoch_2", bus=Bus())
+    def resumed(epochs: int, resume: Any) -> Runner:
+        runner = make_runner(epochs=epochs, default_hooks={}, resume=resume, bus=Bus())
+        runner.on("before_train")(lambda runner: begun.append(runner.epoch))
+        return runner
+
+    begun: list[int] = []
+    back = resumed(4, tmp_path / "run/epoch_2")
     back.on("after_train_iter")(fail)
     with pytest.raises(RuntimeError, match="again"):
         back.train()
-    forward = make_runner(epochs=5, default_hooks={}, resume=True, bus=Bus())
-    begun: list[int] = []
-    forward.on("before_train")(lambda runner: begun.append(runner.epoch))
-    forward.train()
-    assert begun == [2]
+    resumed(3, True).train()
+    resumed(5, True).train()
+    assert begun == [2, 2, 3]
     assert (tmp_path / "run/epoch_5").is_dir()
 
 

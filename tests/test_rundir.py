@@ -147,12 +147,13 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path, ended: str, how: s
     check_free(folder, resume=True)
 
 
-def test_a_folder_with_other_things_is_free(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"{ torn", b"[1]", b"1", b"\xff", b"[" * 100_000])
+def test_a_folder_with_other_things_is_free(tmp_path: Path, content: bytes) -> None:
     """Only a run.json makes it a run's; one that can't be read counts."""
     (tmp_path / "notes.txt").write_text("mine")
     check_free(tmp_path, resume=False)
     check_free(tmp_path / "new", resume=False)
-    (tmp_path / "run.json").write_text("{ torn")
+    (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunExistsError):
         check_free(tmp_path, resume=False)
 

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from eventrunner.checkpoint.load import load_checkpoint, load_weights
     from eventrunner.checkpoint.manifest import Manifest, read_manifest
     from eventrunner.checkpoint.store import Store
-    from eventrunner.checkpoint.verify import Found, find_newest, verify_checkpoint
+    from eventrunner.checkpoint.verify import Found, Listing, find_newest, listing, verify_checkpoint
 
 __all__ = [
     "Found",
+    "Listing",
     "Manifest",
     "Store",
     "find_newest",
+    "listing",
     "load_checkpoint",
     "load_weights",
     "read_manifest",
@@ -28,9 +30,11 @@ __all__ = [
 
 _HOMES = {
     "Found": "verify",
+    "Listing": "verify",
     "Manifest": "manifest",
     "Store": "store",
     "find_newest": "verify",
+    "listing": "verify",
     "load_checkpoint": "load",
     "load_weights": "load",
     "read_manifest": "manifest",

@@ -27,6 +27,8 @@ from eventrunner.errors import CorruptCheckpointError
 
 __all__ = ["Encoded", "decode", "encode"]
 
+_SHOWN = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -86,5 +88,5 @@ def decode(
     try:
         return {key: decoder.node(node) for key, node in document.items()}
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {str(error)[:_SHOWN]}"
         raise CorruptCheckpointError(f"{where} is not a document that can be decoded ({problem}).") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import importlib
+import re
+import reprlib
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,6 +22,10 @@ TAG = "$"
 
 Node = Any
 """What JSON holds, and what ``json.loads`` is typed to return."""
+
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_NUMPY_NAME = re.compile(r"[<>|=]([biufcUS])\d{1,10}")
+_NUMPY_ITEMS = {"b": bool, "i": int, "u": int, "f": float, "c": complex, "U": str, "S": bytes}
 
 
 @dataclass(slots=True)
@@ -41,6 +47,8 @@ class Decoder:
 
     def items(self, nodes: list[Node]) -> list[Any]:
         """The values of a list of nodes."""
+        if type(nodes) is not list:
+            raise TypeError(f"{reprlib.repr(nodes)} is no list")
         return [self.node(node) for node in nodes]
 
     def pairs(self, nodes: list[Node]) -> dict[Any, Any]:
@@ -60,16 +68,15 @@ def _shaped(tensor: Tensor, node: Mapping[str, Node]) -> Tensor:
         tensor = tensor.view(_dtype(node["dtype"])).reshape(node["shape"])
     if "order" in node:
         order = node["order"]
+        if sorted(order) != list(range(tensor.dim())):
+            raise ValueError(f"{reprlib.repr(order)} is no order of {tensor.dim()} dimensions")
         back = sorted(range(len(order)), key=order.__getitem__)
         tensor = tensor.permute(order).contiguous().permute(back)
     return tensor
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."))
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name} is no dtype")
-    return dtype
+    return _DTYPES[name]  # never looked up in torch, which imports some of what it is asked for
 
 
 def _state_dict(decoder: Decoder, node: Mapping[str, Node]) -> OrderedDict[Any, Any]:
@@ -84,8 +91,12 @@ def _ndarray(decoder: Decoder, node: Mapping[str, Node]) -> Any:
 
 
 def _numpy_value(decoder: Decoder, node: Mapping[str, Node]) -> Any:
-    value, numpy = decoder.node(node["value"]), _numpy()
-    return numpy.dtype(node["dtype"]).type(value) if numpy else value
+    value, name, numpy = decoder.node(node["value"]), node["dtype"], _numpy()
+    kind = _NUMPY_NAME.fullmatch(name)
+    # Of a number, others of numpy's types make that many bytes.
+    if kind is None or type(value) is not _NUMPY_ITEMS[kind[1]]:
+        raise TypeError(f"{reprlib.repr(value)} is no scalar of {reprlib.repr(name)}")
+    return numpy.dtype(name).type(value) if numpy else value
 
 
 def _numpy() -> Any:

@@ -11,7 +11,9 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
+import reprlib
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -29,9 +31,12 @@ __all__ = [
     "free_space",
     "fsync_file",
     "fsync_folder",
+    "fsync_parents",
     "link",
     "make_folder",
     "make_folders",
+    "parse_json",
+    "read_bytes",
     "read_json",
     "reading",
     "remove_tree",
@@ -48,6 +53,7 @@ _SMALL = 1024 * 1024
 _MOST_BUFFERS = 1000  # in one call; Linux takes 1024
 _NO_SYNC_HERE = (errno.EINVAL, errno.ENOTSUP)
 _NO_LINK_HERE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
+_NO_FILE = (errno.ENXIO, errno.ENODEV)  # sockets, and devices that aren't there
 _NOT_DIRECTLY = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
@@ -197,6 +203,19 @@ def fsync_folder(path: Path) -> None:
             raise
 
 
+def fsync_parents(path: Path) -> None:
+    """Return once a folder's name is on the disk, and the names of all above it up to the root of their file system.
+
+    Costs little where they are. Folders that may not be listed are passed over, as they can't be synced either.
+    """
+    device = path.stat().st_dev
+    for folder in path.resolve().parents:
+        if folder.stat().st_dev != device:
+            break
+        with contextlib.suppress(PermissionError):
+            fsync_folder(folder)
+
+
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
@@ -332,6 +351,8 @@ def _opened(path: Path) -> Iterator[int]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CorruptCheckpointError(f"{path} is a symbolic link, where a checkpoint has plain files.") from None
+        if error.errno in _NO_FILE:
+            raise CorruptCheckpointError(f"{path} is not a plain file.") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -359,15 +380,50 @@ def read_json(path: Path, limit: int, digest: str | None = None) -> Any:
     Raises:
         CorruptCheckpointError: missing, not a plain file, too large, not of that *digest*, or not JSON.
     """
+    return parse_json(read_bytes(path, limit, digest), path)
+
+
+def read_bytes(path: Path, limit: int, digest: str | None = None) -> bytes:
+    """All of a file of at most *limit* bytes.
+
+    Raises:
+        CorruptCheckpointError: missing, not a plain file, too large, or not of that *digest*.
+    """
     with reading(path, digest) as reader:
         if reader.size > limit:
             raise CorruptCheckpointError(f"{path} has {reader.size} bytes, more than the {limit} that are read.")
-        data = reader.take(reader.size)
+        return reader.take(reader.size)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """What JSON in UTF-8 holds: no ``NaN``, no number that a float or Python's limit can't hold, no key twice.
+
+    Containers take up to fifty times the bytes of their text.
+
+    Raises:
+        CorruptCheckpointError: it is something else; *path* is what it is called.
+    """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_twins
+        )
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not JSON: {error}.") from error
 
 
 def _refuse_constant(token: str) -> None:
     raise ValueError(f"{token} is no JSON number")
+
+
+def _finite(token: str) -> float:
+    number = float(token)
+    if math.isinf(number):
+        raise ValueError(f"{reprlib.repr(token)} is more than a float holds")
+    return number
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eventrunner.checkpoint import files
+from eventrunner.checkpoint.archive import check_archive, check_older, check_pickle
 from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.image import memory_of
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, Manifest, read_manifest
@@ -51,10 +53,11 @@ def load_checkpoint(
     manifest = verify_checkpoint(folder, digests=False)
     names = [name for name in manifest.files if name.endswith(_SUFFIX)]
     digests = _digests(manifest) if verify else {}
+    if PTH_NAME in manifest.files:
+        check_files(folder, manifest, digests.keys())
+        return read_tree(folder / PTH_NAME, device)
     # What is read below is digested on the way.
     check_files(folder, manifest, digests.keys() - {*names, STATE_NAME})
-    if PTH_NAME in manifest.files:
-        return read_tree(folder / PTH_NAME, device)
     document = _document(folder, digests)
     return decode(document, _tensors(folder, names, device, digests), where=str(folder / STATE_NAME))
 
@@ -97,7 +100,9 @@ def _weights_of_folder(folder: Path) -> dict[str, Tensor]:
     tree = read_tree(folder / PTH_NAME, _CPU) if pickled else _tree_of_weights(folder, manifest)
     if "state_dict" not in tree:
         raise CheckpointError(f"{folder} has no weights, as it was saved without a 'state_dict'.")
-    weights: dict[str, Tensor] = tree["state_dict"]
+    weights: Any = tree["state_dict"]
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{folder} has a {type(weights).__name__} as 'state_dict', where weights are a dict.")
     return weights
 
 
@@ -111,7 +116,13 @@ def _tree_of_weights(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _weights_of_pickle(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise CheckpointError(f"can't load weights from {file}, as it is not a plain file.")
     try:
+        if zipfile.is_zipfile(file):
+            check_pickle(check_archive(file), foreign=True)
+        else:
+            check_older(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(

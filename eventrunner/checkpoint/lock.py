@@ -114,7 +114,9 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _sign(descriptor: int) -> None:
-    # For people. A full disk mustn't keep a run from what needs no space.
+    # For people. A full disk mustn't keep a run from what needs no space; what has other names is somebody else's too.
+    if os.fstat(descriptor).st_nlink > 1:
+        return
     with contextlib.suppress(OSError):
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         text = f"pid {os.getpid()} on {socket.gethostname()}\nsince {since}\n"

@@ -44,6 +44,8 @@ STATE_LIMIT = 256 * 1024 * 1024
 """Bytes of ``state.json`` that are written and read at most; a larger one is an accident or an attack."""
 
 _LIMIT = 64 * 1024 * 1024
+_LARGEST_FILE = 2**63 - 1
+_TAIL = len(',"digest":""}') + 32
 
 T = TypeVar("T")
 
@@ -123,13 +125,15 @@ def plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest into *folder* and sync the file. Its digest covers all of its own content.
+    """Write the manifest into *folder* and sync the file.
+
+    Its last member is the digest of the bytes that it would have without that member.
 
     Raises:
         CheckpointError: it is larger than what would be read again.
     """
-    text = _canonical(_to_json(manifest))
-    data = f'{text[:-1]},"digest":"{_digest_of(text)}"}}'.encode()
+    text = json.dumps(_to_json(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    data = text[:-1] + _tail_of(text)
     if len(data) > _LIMIT:
         raise CheckpointError(f"the manifest would have {len(data)} bytes, more than the {_LIMIT} that are read.")
     files.write_bytes(folder / MANIFEST_NAME, data)
@@ -144,24 +148,30 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: of a format that this version doesn't know.
     """
     path = folder / MANIFEST_NAME
-    data = files.read_json(path, _LIMIT)
+    data = files.read_bytes(path, _LIMIT)
     try:
-        body = _checked_body(data)
+        body = files.parse_json(_without_digest(data), path)
         number = _count(body, "format")
         manifest = _from_json(body) if number == FORMAT else None
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not a manifest: {error}.") from error
     if manifest is None:
-        raise CheckpointError(f"{path} has format {number}, and this version of eventrunner reads format {FORMAT}.")
+        raise CheckpointError(
+            f"{path} has format {reprlib.repr(number)}, and this version of eventrunner reads format {FORMAT}."
+        )
     return manifest
 
 
-def _canonical(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _tail_of(text: bytes) -> bytes:
+    return b',"digest":"%b"}' % xxhash.xxh3_128_hexdigest(text).encode()
 
 
-def _digest_of(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())
+def _without_digest(data: bytes) -> bytes:
+    # Bytes are compared, not what they mean: JSON has several ways to write a number or a letter.
+    text = data[:-_TAIL] + b"}"
+    if data[-_TAIL:] != _tail_of(text):
+        raise ValueError("it doesn't end in the digest of all that it holds before")
+    return text
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -182,14 +192,6 @@ def _tensor_to_json(tensor: TensorEntry) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "pieces": pieces}
 
 
-def _checked_body(data: Any) -> dict[str, Any]:
-    digest = _field(data, "digest", str)
-    body = {key: value for key, value in data.items() if key != "digest"}
-    if digest != _digest_of(_canonical(body)):
-        raise ValueError("its content doesn't match its own digest")
-    return body
-
-
 def _from_json(body: Mapping[str, Any]) -> Manifest:
     listed = {_file_name(name): _file(entry) for name, entry in _field(body, "files", dict).items()}
     return Manifest(
@@ -206,7 +208,7 @@ def _from_json(body: Mapping[str, Any]) -> Manifest:
 def _of(value: object, kind: type[T], what: str) -> T:
     # Not isinstance: JSON's true is an int to it.
     if type(value) is not kind:
-        raise ValueError(f"{what!r} is {reprlib.repr(value)}, not of type {kind.__name__}")
+        raise ValueError(f"{reprlib.repr(what)} is {reprlib.repr(value)}, not of type {kind.__name__}")
     return value
 
 
@@ -221,7 +223,7 @@ def _field(body: object, key: str, kind: type[T]) -> T:
 def _natural(value: object, what: str) -> int:
     number = _of(value, int, what)
     if number < 0:
-        raise ValueError(f"{what!r} is {number}, less than 0")
+        raise ValueError(f"{what!r} is {reprlib.repr(number)}, less than 0")
     return number
 
 
@@ -235,19 +237,26 @@ def _sizes(body: object, key: str) -> tuple[int, ...]:
 
 def _moment(body: Mapping[str, Any]) -> str:
     created = _field(body, "created", str)
-    if datetime.datetime.fromisoformat(created).utcoffset() != datetime.timedelta(0):
-        raise ValueError(f"'created' is {created!r}, not a time in UTC")
+    try:
+        moment = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() != datetime.timedelta(0) or moment.isoformat() != created:
+        raise ValueError(f"'created' is {reprlib.repr(created)}, not a time in UTC")
     return created
 
 
 def _file_name(name: str) -> str:
     if not is_plain_name(name) or name == MANIFEST_NAME:
-        raise ValueError(f"it lists {name!r}, which is not a plain file name")
+        raise ValueError(f"it lists {reprlib.repr(name)}, which is not a plain file name")
     return name
 
 
 def _file(entry: object) -> FileEntry:
-    return FileEntry(_count(entry, "size"), _field(entry, "digest", str))
+    size = _count(entry, "size")
+    if size > _LARGEST_FILE:
+        raise ValueError(f"'size' is {reprlib.repr(size)}, and no file has more than {_LARGEST_FILE} bytes")
+    return FileEntry(size, _field(entry, "digest", str))
 
 
 def _tensor(entry: object, listed: Iterable[str]) -> TensorEntry:
@@ -260,8 +269,9 @@ def _piece(entry: object, whole: tuple[int, ...], listed: Iterable[str]) -> Piec
     piece = Piece(_field(entry, "file", str), _sizes(entry, "offsets"), _sizes(entry, "shape"))
     if piece.file not in listed:
         raise ValueError(f"a tensor lies in {reprlib.repr(piece.file)}, which it doesn't list")
+    part, full = reprlib.repr([*piece.shape]), reprlib.repr([*whole])
     if not len(piece.offsets) == len(piece.shape) == len(whole):
-        raise ValueError(f"a piece of shape {list(piece.shape)} is no part of a tensor of shape {list(whole)}")
-    if any(offset + size > full for offset, size, full in zip(piece.offsets, piece.shape, whole, strict=True)):
-        raise ValueError(f"a piece of shape {list(piece.shape)} reaches out of a tensor of shape {list(whole)}")
+        raise ValueError(f"a piece of shape {part} is no part of a tensor of shape {full}")
+    if any(begin + size > end for begin, size, end in zip(piece.offsets, piece.shape, whole, strict=True)):
+        raise ValueError(f"a piece of shape {part} reaches out of a tensor of shape {full}")
     return piece

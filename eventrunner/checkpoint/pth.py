@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eventrunner.checkpoint.archive import check_archive, check_pickle
 from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.image import Image
 from eventrunner.checkpoint.manifest import TensorEntry
@@ -25,9 +28,11 @@ __all__ = ["UNREADABLE", "plain_tree", "read_tree"]
 
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
-    *(AssertionError, ArithmeticError, ImportError),
+    *(AssertionError, ArithmeticError, ImportError, struct.error, zipfile.BadZipFile),
 )
 """What ``torch.load(weights_only=True)`` raises of a file that is damaged, or holds what it doesn't take."""
+
+_SHOWN = 300
 
 
 def plain_tree(image: Image) -> dict[str, Any]:
@@ -50,10 +55,12 @@ def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
         CorruptCheckpointError: it holds something else, or can't be read with ``weights_only=True``.
     """
     try:
+        check_pickle(check_archive(file))
         tree = torch.load(file, map_location=device, weights_only=True)
     except UNREADABLE as error:
         raise CorruptCheckpointError(
-            f"{file} can't be read with weights_only=True, as it is damaged or wasn't written by a Store: {error}"
+            f"{file} can't be read with weights_only=True, as it is damaged or wasn't written by a Store: "
+            f"{str(error)[:_SHOWN]}"
         ) from error
     if not isinstance(tree, dict):
         raise CorruptCheckpointError(f"{file} holds a {type(tree).__name__}, where a checkpoint is a dict.")
@@ -82,6 +89,8 @@ def _loads_back(value: Any) -> bool:
     torch.save(_hollow(value, {}), file)
     file.seek(0)
     try:
+        check_pickle(check_archive(file))
+        file.seek(0)
         torch.load(file, weights_only=True)
     except UNREADABLE:
         return False

@@ -326,15 +326,20 @@ class Saver:
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
         self.pending.append(save)
         lanes = self.lanes
+        before = (
+            []
+            if lanes is None or not lanes.is_open
+            else _tickets(lanes, after, "save" if self._inline() else OTHER_LANE)
+        )
         if self._inline() or lanes is None:
             try:
-                self._write(save, commit, ())
+                self._write(save, commit, before)
             finally:
                 self.collect()
             return
         save.beside = True
         try:
-            lanes.submit(self._write_task, (save, commit, _tickets(lanes, after)), origin=f"step {save.step}")
+            lanes.submit(self._write_task, (save, commit, before), origin=f"step {save.step}")
         except BaseException:
             self.pending.remove(save)
             raise
@@ -409,6 +414,6 @@ def _call(action: Callable[[], None]) -> None:
     action()
 
 
-def _tickets(lanes: Lanes, after: Iterable[str]) -> list[Callable[[], None]]:
-    """What waits until the jobs that are in these lanes now are done."""
-    return [functools.partial(lanes.wait, lane, lanes.mark(lane), label=OTHER_LANE) for lane in after]
+def _tickets(lanes: Lanes, after: Iterable[str], label: str = OTHER_LANE) -> list[Callable[[], None]]:
+    """What waits until the jobs that are in these lanes now are done; the time is accounted under *label*."""
+    return [functools.partial(lanes.wait, lane, lanes.mark(lane), label=label) for lane in after]

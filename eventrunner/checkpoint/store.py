@@ -42,7 +42,7 @@ from eventrunner.checkpoint.verify import (
     missing_checkpoint,
     verify_checkpoint,
 )
-from eventrunner.errors import CheckpointError, NoSpaceError, OptionError
+from eventrunner.errors import CheckpointError, CheckpointNotFoundError, NoSpaceError, OptionError
 from eventrunner.version import __version__
 
 __all__ = ["HINT_NAME", "Store"]
@@ -54,7 +54,10 @@ _OWN_MARKS = (MANIFEST_NAME, STATE_NAME)
 _NOT_SAVED = "was not saved; older ones are as they were"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and a hidden name has 30 more
-_LEFTOVER = re.compile(r"\.(?P<kind>tmp|old|trash)-(?P<name>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+_LONG_AGO = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+_TICK = datetime.timedelta(microseconds=1)
+_FAR_AHEAD = datetime.datetime.max.replace(tzinfo=datetime.UTC) - _TICK
+_LEFTOVER = re.compile(r"\.(?P<kind>tmp|old|trash)-(?P<name>.+)-\d+-[0-9a-f]{8}")
 
 _in_use: set[str] = set()
 # Hidden names that this process is working on. Of the module, as two stores may share a folder.
@@ -67,12 +70,14 @@ class Store:
 
     Attributes:
         folder: Where the checkpoints lie, each a folder of its own.
-        abandoned: Whether nothing is to be committed any more, though a writer may still be at it.
+        abandoned: Whether nothing is to be committed or deleted any more, though a writer may still be at it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.abandoned = False
+        self._newest: datetime.datetime | None = None
+        self._is_named = False  # whether the folder's own name, and those above it, are on the disk
 
     def save(
         self,
@@ -148,7 +153,7 @@ class Store:
             manifest = Manifest(
                 step=step,
                 epoch=epoch,
-                created=datetime.datetime.now(datetime.UTC).isoformat(),
+                created=self._moment().isoformat(),
                 versions=_versions(),
                 files=contents.write(temp),
                 tensors=contents.tensors,
@@ -178,8 +183,9 @@ class Store:
         _check_name(name)
         if name == source:
             raise OptionError(f"can't make {name!r} a twin of itself; a twin has a name of its own.")
-        origin = self.path(source)
-        known = verify_checkpoint(origin, digests=False)
+        with _noted(name, self.folder, _NOT_SAVED):
+            origin = self.path(source)
+            known = verify_checkpoint(origin, digests=False)
         twin = dataclasses.replace(known, meta={**known.meta, **plain_json(meta or {})})
         with self._committing(name) as temp:
             for file in known.files:
@@ -193,16 +199,20 @@ class Store:
         Raises:
             OptionError: *name* can't be a checkpoint's.
             CheckpointError: there is nothing of that name that is a checkpoint.
-            OSError: the disk failed.
+            OSError: the disk failed; a note on it says what has become of the checkpoint.
         """
         _check_name(name)
         path = self.folder / name
         if not _is_own(path):
             raise missing_checkpoint(path)
+        self._check_wanted(name)
         with self._hidden("trash", name) as trash:
-            files.rename(path, trash)
-            files.fsync_folder(self.folder)
-            files.remove_tree(trash)
+            with _noted(name, self.folder, "was not deleted"):
+                files.rename(path, trash)
+            with _noted(name, self.folder, "is deleted, but not all of it may be gone"):
+                # Else a power cut could bring the name back, with some of the files.
+                files.fsync_folder(self.folder)
+                files.remove_tree(trash)
 
     def names(self) -> list[str]:
         """The names of all checkpoints with a readable manifest, by time and step, the newest last."""
@@ -216,7 +226,7 @@ class Store:
             CorruptCheckpointError: its manifest is not as it was written.
         """
         path = self.folder / name
-        if not is_plain_name(name) or not is_checkpoint(path):
+        if not is_plain_name(name) or path.is_symlink() or not is_checkpoint(path):
             raise missing_checkpoint(path)
         read_manifest(path)
         return path
@@ -228,23 +238,41 @@ class Store:
     def clean(self) -> list[Path]:
         """Remove what a process that died left of a save or a delete, and return the paths that were removed.
 
-        Only this store's own hidden names are touched, and only if the process in the name is gone (on this machine:
-        don't call it while another machine writes to the folder). A checkpoint that was being replaced when the
-        process died is put back. Call it before looking for the newest.
+        A checkpoint that was being replaced when the process died is put back. Call it before looking for the newest,
+        and while nobody else writes to the folder, which :class:`FolderLock` sees to: the process in a hidden name
+        isn't looked for, as another may have its number by now, in a container above all. Only this store's own hidden
+        names are touched, and none that this process is working on.
         """
-        removed = []
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
-            match = _LEFTOVER.fullmatch(path.name)
-            if match is None or path.name in _in_use or _is_running(int(match["pid"])):
-                continue
-            replaced = self.folder / match["name"]
-            if match["kind"] == "old" and not os.path.lexists(replaced) and _is_whole(path):
-                files.rename(path, replaced)
-                files.fsync_folder(self.folder)
-            else:
-                files.remove_tree(path)
-                removed.append(path)
+        matches = map(_LEFTOVER.fullmatch, self._listed())
+        left = [match for match in matches if match is not None and match.string not in _in_use]
+        if left:
+            # What was renamed last may not be on the disk. Without it, what is removed here would be needed.
+            files.fsync_folder(self.folder)
+        for name in sorted({match["name"] for match in left if match["kind"] == "old"}):
+            self._restore(name, [match.string for match in left if match["name"] == name and match["kind"] == "old"])
+        removed = [self.folder / match.string for match in left if os.path.lexists(self.folder / match.string)]
+        for path in removed:
+            files.remove_tree(path)
         return removed
+
+    def _listed(self) -> list[str]:
+        return sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
+
+    def _restore(self, name: str, replaced: list[str]) -> None:
+        """Put back the newest of what was being replaced as *name*, if nothing has taken its place."""
+        if _is_name(name) and not os.path.lexists(self.folder / name):
+            whole = [path for path in map(self.folder.joinpath, replaced) if _is_whole(path)]
+            if whole:
+                files.rename(max(whole, key=_created), self.folder / name)
+                files.fsync_folder(self.folder)
+
+    def _moment(self) -> datetime.datetime:
+        """Now, but after the time of every checkpoint here: they are ordered by it, and a clock may be put back."""
+        if self._newest is None:
+            times = (datetime.datetime.fromisoformat(manifest.created) for _, manifest in listing(self.folder).complete)
+            self._newest = min(max(times, default=_LONG_AGO), _FAR_AHEAD)
+        self._newest = max(datetime.datetime.now(datetime.UTC), self._newest + _TICK)
+        return self._newest
 
     def _check_space(self, name: str, needed: int) -> None:
         free = files.free_space(self.folder)
@@ -260,22 +288,33 @@ class Store:
             raise CheckpointError(f"can't save checkpoint {name!r}, as {final} is there and is no checkpoint; move it.")
         with self._hidden("tmp", name) as temp, self._hidden("old", name) as old:
             with _noted(name, self.folder, _NOT_SAVED, needed), _undone_on_failure() as undo:
-                files.make_folders(self.folder)
+                self._make_folder()
                 undo.callback(_discard, temp)
                 files.make_folder(temp)
                 yield temp
                 files.fsync_folder(temp)
-                if self.abandoned:
-                    raise CheckpointError(f"checkpoint {name!r} was given up while it was being written; save again.")
+                self._check_wanted(name)
                 if exists:
                     undo.callback(_put_back, old, final)
                     files.rename(final, old)
+                    self._check_wanted(name)
                 files.rename(temp, final)
             with _noted(name, self.folder, "is in its place, but may not survive a power cut", needed):
                 files.fsync_folder(self.folder)
             if exists:
                 with _noted(name, self.folder, "is committed; what failed came after", needed):
                     files.remove_tree(old)
+
+    def _check_wanted(self, name: str) -> None:
+        if self.abandoned:
+            raise CheckpointError(f"checkpoint {name!r} was given up while the disk was waited for; begin again.")
+
+    def _make_folder(self) -> None:
+        """Make the folder; whoever made it, or one above it, may not have synced that, so that is done once."""
+        files.make_folders(self.folder)
+        if not self._is_named:
+            files.fsync_parents(self.folder)
+            self._is_named = True
 
     @contextlib.contextmanager
     def _hidden(self, kind: str, name: str) -> Iterator[Path]:
@@ -296,8 +335,12 @@ class Store:
         files.fsync_folder(self.folder)
 
 
+def _is_name(name: str) -> bool:
+    return is_plain_name(name) and name != HINT_NAME and len(os.fsencode(name)) <= _LONGEST_NAME
+
+
 def _check_name(name: str) -> None:
-    if not is_plain_name(name) or name == HINT_NAME or len(os.fsencode(name)) > _LONGEST_NAME:
+    if not _is_name(name):
         raise OptionError(
             f"{name!r} can't name a checkpoint; a name is a plain file name of at most {_LONGEST_NAME} bytes, without "
             f"separators or a dot in front, and not {HINT_NAME!r}."
@@ -316,6 +359,8 @@ def _is_own(path: Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
+    if not _is_own(path):
+        return False
     try:
         verify_checkpoint(path, digests=False)
     except CheckpointError:
@@ -323,28 +368,27 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
+def _created(path: Path) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(read_manifest(path).created)
+
+
 def _versions() -> dict[str, str]:
     return {"eventrunner": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it is someone else's
-        return True
-    return pid != os.getpid()
-
-
 @contextlib.contextmanager
-def _noted(name: str, folder: Path, what: str, needed: int = 0) -> Iterator[None]:
-    """Say on an OSError which checkpoint it concerns, and what has become of it; a full disk is a NoSpaceError."""
+def _noted(name: str, folder: Path, what: str, needed: int | None = None) -> Iterator[None]:
+    """Say on an OSError which checkpoint it concerns, and what has become of it.
+
+    A full disk is a NoSpaceError, where bytes were *needed*.
+    """
     try:
         yield
+    except CheckpointNotFoundError:  # nothing of the disk's, though it is an OSError
+        raise
     except OSError as error:
         note = f"The checkpoint {name!r} in {folder} {what}."
-        if error.errno in _NO_ROOM and not isinstance(error, NoSpaceError):
+        if needed is not None and error.errno in _NO_ROOM and not isinstance(error, NoSpaceError):
             full = _no_space(name, folder, needed, files.free_space(folder) or 0, os.strerror(error.errno))
             full.add_note(note)
             raise full from error

@@ -37,6 +37,7 @@ PUBLISHED = "published"
 
 _MARKS = (MANIFEST_NAME, STATE_NAME, PTH_NAME)
 _SHOWN = 8
+_LOOKS = 100  # at a folder from which a checkpoint goes at each look
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,17 @@ def find_newest(
     Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. Costs a
     read of each checkpoint that is. The file ``last_checkpoint`` is not asked: it is a hint.
     """
-    found = listing(Path(folder))
+    # Beside a writer, the newest that was listed may have been let go before it is read, and a newer one be there.
+    for _ in range(_LOOKS):
+        before = _entries(Path(folder))
+        found = _find_newest(Path(folder), abandoned)
+        if before <= _entries(Path(folder)):
+            break
+    return found
+
+
+def _find_newest(folder: Path, abandoned: Callable[[Manifest], bool]) -> Found:
+    found = listing(folder)
     rejected = list(found.unreadable)
     for path, manifest in reversed(found.complete):
         if manifest.meta.get(PUBLISHED) or abandoned(manifest):
@@ -142,6 +153,14 @@ def find_newest(
         else:
             return Found(path, tuple(rejected))
     return Found(None, tuple(rejected))
+
+
+def _entries(folder: Path) -> set[tuple[str, int]]:
+    """What is visible in *folder*, by name and inode, as a checkpoint may be replaced by one of its name."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {(entry.name, entry.inode()) for entry in entries if is_plain_name(entry.name) and entry.is_dir()}
 
 
 def missing_checkpoint(path: Path) -> CheckpointNotFoundError:

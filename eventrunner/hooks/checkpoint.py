@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointHook"]
 
-_RETIRED = 4  # saves whose superfluous ones are remembered: more than can be under way when a run is killed
+_RETIRED = 4  # saves whose superfluous ones are asked for again, as one of their successors may have failed
+_REMEMBERED = 100  # the same for a resumed run: more than can wait to be deleted when a run is killed
 
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
@@ -160,6 +161,8 @@ class CheckpointHook(Hook):
         self._prepared = False
         if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
             runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        if runner.is_main:  # what a run that was killed had no time to delete: no later save need come
+            self._delete(runner, [name for batch in self._retired for name in batch])
         self._told = dict(self.best.best)
         self._tell_best(runner)
 
@@ -322,13 +325,14 @@ class CheckpointHook(Hook):
         )
 
     def _retire(self, names: list[str]) -> list[str]:
-        """What may be deleted once the save under way is committed: *names*, and those of the saves before it.
+        """What may be deleted once the save under way is committed: *names*, and those of a few saves before it.
 
-        These are deleted by then, unless the run was killed in between; so each save has them, always the same number,
-        as what a save holds must not depend on how fast the disk is.
+        These are mostly deleted by then; but deleting may wait for who was told of a commit, and a killed run has not
+        come to it. So each save has more of them, always as many: what it holds must not depend on how fast a disk is.
         """
-        self._retired = [*self._retired, names][-_RETIRED:]
-        return [name for batch in self._retired for name in batch]
+        if names:
+            self._retired = [*self._retired, names][-_REMEMBERED:]
+        return [name for batch in self._retired[-_RETIRED:] for name in batch]
 
     def _delete(self, runner: Runner, names: Sequence[str]) -> None:
         needed = {*self._kept, *(name for _, name in self.best.best.values())}  # again, where a successor has failed

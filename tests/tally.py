@@ -44,15 +44,18 @@ MakeRow = Callable[[str, str], Row]
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows as lines of text, in columns."""
-    cells = [("tried", "", "wrong", "", "seed", "run again: python -m pytest … -m ''")]
-    cells += [(f"{row.tried:,}", row.what, f"{len(row.found):,}", row.wrong, str(row.seed), row.test) for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    right = (0, 2, 4)
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    """The rows as lines of text, in columns; those of one test that count the same are one line."""
+    sums: dict[tuple[str, str, str, int], tuple[int, int]] = {}
+    for row in rows:
+        key = (row.test.partition("[")[0], row.what, row.wrong, row.seed)
+        tried, found = sums.get(key, (0, 0))
+        sums[key] = tried + row.tried, found + len(row.found)
+    cells = [("tried", "", "wrong", "", "seed", "test")]
+    for (test, what, wrong, seed), (tried, found) in sums.items():
+        cells.append((f"{tried:,}", what, f"{found:,}", wrong, str(seed), test))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(_aligned, line, widths, (1, 0, 1, 0, 1, 0))).rstrip() for line in cells]
+
+
+def _aligned(cell: str, width: int, right: int) -> str:
+    return cell.rjust(width) if right else cell.ljust(width)

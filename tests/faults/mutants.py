@@ -1,0 +1,355 @@
+"""Ways to break what keeps checkpoints whole, each with the tests that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change to one file of eventrunner.
+
+    Attributes:
+        name: What the change does.
+        file: Below ``eventrunner/``.
+        old: Text that stands in the file once.
+        new: What is put in its place.
+        tests: Which must fail then: pytest's names.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_FILES, _STORE = "checkpoint/files.py", "checkpoint/store.py"
+_CUTS = ("tests/faults/test_power_cut.py",)
+_FAULTS = ("tests/faults/test_disk_faults.py",)
+_KILLS = ("tests/faults/test_kill_points.py",)
+_TRACES = ("tests/faults/test_strace.py",)
+_KILLED = ("tests/faults/test_killed_training.py",)
+_ROT = ("tests/faults/test_rot.py",)
+_HOSTILE = ("tests/faults/test_hostile.py",)
+_OVERLAP = ("tests/test_overlap.py",)
+_LANES = ("tests/test_runner_lanes.py",)
+_EXACT = ("tests/test_resume_exact.py",)
+_HOOK = ("tests/test_hook_checkpoint.py",)
+_MACHINE = ("tests/faults/test_bus_machine.py",)
+
+_SYNCS = (
+    Mutant(
+        "tensors are not synced",
+        _FILES,
+        "            _write(descriptor, data[begin:end])\n        os.fsync(descriptor)",
+        "            _write(descriptor, data[begin:end])",
+        _CUTS,
+    ),
+    Mutant(
+        "a file of torch.save is not synced",
+        _FILES,
+        "            raise sink.error\n        os.fsync(descriptor)",
+        "            raise sink.error",
+        _CUTS,
+    ),
+    Mutant(
+        "the manifest is not synced",
+        "checkpoint/manifest.py",
+        "    files.fsync_file(folder / MANIFEST_NAME)\n",
+        "",
+        _CUTS,
+    ),
+    Mutant("the temporary folder is not synced", _STORE, "                files.fsync_folder(temp)\n", "", _CUTS),
+    Mutant(
+        "the folder of checkpoints is not synced after the rename",
+        _STORE,
+        'may not survive a power cut", needed):\n                files.fsync_folder(self.folder)',
+        'may not survive a power cut", needed):\n                pass',
+        _CUTS,
+    ),
+    Mutant(
+        "the hint is not synced before it takes the old one's place",
+        _STORE,
+        "            files.fsync_file(temp)\n            files.rename(temp, self.folder / HINT_NAME)",
+        "            files.rename(temp, self.folder / HINT_NAME)",
+        _CUTS,
+    ),
+    Mutant(
+        "the folder gets its name before it is synced",
+        _STORE,
+        "                yield temp\n                files.fsync_folder(temp)",
+        "                yield temp\n                undo.callback(files.fsync_folder, final)",
+        _CUTS,
+    ),
+    Mutant(
+        "no sync is believed to have failed",
+        _FILES,
+        "    descriptor = os.open(path, flags | os.O_CLOEXEC)\n    try:\n        os.fsync(descriptor)\n    finally:",
+        "    descriptor = os.open(path, flags | os.O_CLOEXEC)\n    try:\n        os.fsync(descriptor)\n"
+        "    except OSError:\n        pass\n    finally:",
+        _FAULTS,
+    ),
+)
+
+_WRITES = (
+    Mutant(
+        "short writes are taken for whole ones",
+        _FILES,
+        "data = data[os.write(descriptor, data) :]",
+        "data = data[max(len(data), os.write(descriptor, data)) :]",
+        _FAULTS,
+    ),
+    Mutant(
+        "a failed write is passed over",
+        _FILES,
+        "or not _past_cache(descriptor, False):\n                raise",
+        "or not _past_cache(descriptor, False):\n                return",
+        _FAULTS,
+    ),
+    Mutant(
+        "a failed write of torch.save is passed over",
+        _FILES,
+        "        if sink.error is not None:\n            raise sink.error\n",
+        "",
+        _FAULTS,
+    ),
+    Mutant(
+        "an error of the disk is noted and not raised",
+        _STORE,
+        "        error.add_note(note)\n        raise\n",
+        "        error.add_note(note)\n",
+        _FAULTS,
+    ),
+    Mutant(
+        "a file that is there is written over",
+        _FILES,
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC",
+        "os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC",
+        ("tests/test_checkpoint_store.py::TestFailingDisk",),
+    ),
+)
+
+_ORDER = (
+    Mutant(
+        "the manifest is written first",
+        _STORE,
+        "        with self._committing(name, contents.nbytes) as temp:\n",
+        "        with self._committing(name, contents.nbytes) as temp:\n"
+        "            import shutil\n"
+        "            contents.write(temp)\n"
+        "            shutil.copytree(temp, self.folder / name, dirs_exist_ok=True)\n"
+        "            [file.unlink() for file in temp.iterdir()]\n",
+        _KILLS,
+    ),
+    Mutant(
+        "what was half written stays under its hidden name",
+        _STORE,
+        "                undo.callback(_discard, temp)\n                files.make_folder(temp)",
+        "                files.make_folder(temp)",
+        _FAULTS,
+    ),
+    Mutant(
+        "an older checkpoint is removed before the new one has its name",
+        _STORE,
+        "                    undo.callback(_put_back, old, final)\n                    files.rename(final, old)\n",
+        "                    files.remove_tree(final)\n                    files.make_folder(old)\n",
+        _KILLS,
+    ),
+    Mutant(
+        "a checkpoint that was being replaced is not put back",
+        _STORE,
+        "            if whole:\n",
+        "            if False:\n",
+        _KILLS,
+    ),
+    Mutant(
+        "a checkpoint is deleted where it stands",
+        _STORE,
+        "                files.rename(path, trash)",
+        "                trash = path",
+        _KILLS,
+    ),
+    Mutant(
+        "older saves are deleted when a new one is asked for",
+        "hooks/checkpoint.py",
+        "        self._count(runner, requested=1)\n        runner.begin_save(",
+        "        self._count(runner, requested=1)\n        self._delete(runner, retired)\n        runner.begin_save(",
+        _KILLED + _HOOK,
+    ),
+    Mutant(
+        "one less is kept",
+        "hooks/checkpoint.py",
+        "        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]",
+        "        keep = max(keep - 1, 1)\n        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]",
+        _KILLED + _HOOK,
+    ),
+    Mutant(
+        "saves are told of when they are asked for",
+        "checkpoint/saver.py",
+        "        save.beside = True\n        try:\n",
+        "        save.beside = True\n        save.path = self.store.folder / save.name\n"
+        "        self._arrived.append(save)\n        self._deliver(self.collect)\n        try:\n",
+        _LANES,
+    ),
+)
+
+_COPIES = (
+    Mutant(
+        "an optimizer's step doesn't wait for the copy",
+        "checkpoint/saver.py",
+        "        if self._copying is not None:\n            self.settle()\n        if self._trial",
+        "        if self._trial",
+        _OVERLAP,
+    ),
+    Mutant(
+        "receivers that may write don't wait for the copy",
+        "checkpoint/saver.py",
+        "            self._guards.append(self.settle)",
+        "            self._guards.append(lambda: None)",
+        _OVERLAP,
+    ),
+    Mutant(
+        "a tensor is held and not copied",
+        "checkpoint/copies.py",
+        "            torch._foreach_copy_(list(targets), list(sources))",
+        "            torch._foreach_copy_(list(targets)[1:], list(sources)[1:])",
+        (*_OVERLAP, "tests/test_snapshot.py"),
+    ),
+    Mutant(
+        "the memory of a save is given to the next before it is written",
+        "checkpoint/saver.py",
+        "        return commit(image)\n    finally:\n        snapshot.release()",
+        "        snapshot.release()\n        return commit(image)\n    finally:\n        pass",
+        ("tests/test_overlap.py", "tests/test_checkpointer.py"),
+    ),
+    Mutant(
+        "gradients that accumulate are copied late",
+        "resume.py",
+        "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
+        "    yield from _gradients(runner).values()\n"
+        "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
+        ("tests/test_overlap.py::test_gradients_that_accumulate_are_copied_at_the_site",),
+    ),
+)
+
+_LOADS = (
+    Mutant(
+        "a damaged file is loaded",
+        _FILES,
+        "if self._hasher is not None and self._hasher.hexdigest() != digest:",
+        "if self._hasher is not None and not digest:",
+        _ROT,
+    ),
+    Mutant(
+        "a resume takes the newest without looking at its bytes",
+        "checkpoint/verify.py",
+        "            verify_checkpoint(path)\n",
+        "            verify_checkpoint(path, digests=False)\n",
+        _ROT,
+    ),
+    Mutant(
+        "files that nobody has listed are let pass",
+        "checkpoint/verify.py",
+        "    if extra := present - set(manifest.files):",
+        "    if extra := present - present:",
+        _ROT,
+    ),
+    Mutant(
+        "a pickle is run",
+        "checkpoint/pth.py",
+        "        check_pickle(check_archive(file))\n"
+        "        tree = torch.load(file, map_location=device, weights_only=True)",
+        "        tree = torch.load(file, map_location=device, weights_only=False)",
+        _HOSTILE,
+    ),
+    Mutant(
+        "links are followed out of the folder",
+        _FILES,
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC",
+        "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
+        (*_HOSTILE, "tests/test_checkpoint_store.py"),
+    ),
+    Mutant(
+        "a manifest may name any path",
+        "checkpoint/manifest.py",
+        "    if not is_plain_name(name) or name == MANIFEST_NAME:",
+        "    if name == MANIFEST_NAME:",
+        _HOSTILE,
+    ),
+    Mutant(
+        "any number of bytes is parsed",
+        _FILES,
+        "        if reader.size > limit:",
+        "        if reader.size < 0:",
+        (*_HOSTILE, "tests/test_checkpoint_store.py::TestHostile"),
+    ),
+)
+
+_RUNS = (
+    Mutant(
+        "a resumed run draws other numbers",
+        "resume.py",
+        '    runner.pending_rng = checkpoint["rng"]\n',
+        "",
+        _EXACT,
+    ),
+    Mutant(
+        "a resumed run keeps the rows that it writes again",
+        "log.py",
+        'return bool(row["step"] <= step and not repeated)',
+        "return True",
+        _KILLED,
+    ),
+    Mutant(
+        "the rows of a step may be lost though its save is told of",
+        "runner.py",
+        '            after=("log",),\n',
+        "",
+        _LANES,
+    ),
+    Mutant(
+        "a failed save is kept silent",
+        "lane.py",
+        '        if task.on_error == "raise":\n            self.shared.keep(error)\n            return\n',
+        '        if task.on_error == "raise":\n            return\n',
+        _LANES,
+    ),
+    Mutant(
+        "jobs that wait when the lanes are closed are dropped",
+        "lanes.py",
+        "            gives_up = not self._drain(until)\n            if gives_up:",
+        "            if not gives_up:",
+        ("tests/test_lanes.py::test_leaving_by_an_exception_does_all_queued_jobs_first",),
+    ),
+    Mutant(
+        "a lane runs its newest job first",
+        "lane.py",
+        "                job = self.jobs.popleft()\n            except IndexError:  # a token too many",
+        "                job = self.jobs.pop()\n            except IndexError:  # a token too many",
+        _MACHINE,
+    ),
+    Mutant(
+        "a barrier isn't waited for",
+        "lane.py",
+        "        if self.passed >= number:\n            return\n",
+        "        if self.passed >= number or label:\n            return\n",
+        _MACHINE,
+    ),
+    Mutant(
+        "two processes may write to one folder",
+        "checkpoint/lock.py",
+        "        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        ("tests/test_checkpoint_lock.py",),
+    ),
+    Mutant(
+        "a run that was asked to end saves nothing",
+        "hooks/checkpoint.py",
+        "if (self.save_last or preempted) and step",
+        "if self.save_last and not preempted and step",
+        _LANES,
+    ),
+)
+
+MUTANTS = (*_SYNCS, *_WRITES, *_ORDER, *_COPIES, *_LOADS, *_RUNS)
