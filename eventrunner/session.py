@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     """
     _enter(runner, mode)
     try:
-        with preemptible(runner.deferred.append) as asked:
+        with preemptible(functools.partial(_leave_word, runner)) as asked:
             patience = _Patience(runner.offloading.deadline, runner.offloading.grace, asked)
             with _lanes(runner, patience):
                 try:
@@ -73,6 +74,13 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
             error.add_note(f"run.json doesn't say how the run ended: {also}")
         raise
     _close(runner, mode)
+
+
+def _leave_word(runner: Runner, answer: Callable[[], None]) -> None:
+    """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
+    runner.deferred.append(answer)
+    if runner.lanes is not None:
+        runner.lanes.hurry(runner.offloading.grace)
 
 
 class _Patience:

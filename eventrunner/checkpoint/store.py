@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,7 @@ class Store:
                 files.fsync_folder(temp)
                 self._check_wanted(name)
                 if exists:
-                    undo.callback(_put_back, old, final)
+                    undo.push(_putting_back(old, final))
                     files.rename(final, old)
                     self._check_wanted(name)
                 files.rename(temp, final)
@@ -390,7 +390,8 @@ def _noted(name: str, folder: Path, what: str, needed: int | None = None) -> Ite
         note = f"The checkpoint {name!r} in {folder} {what}."
         if needed is not None and error.errno in _NO_ROOM and not isinstance(error, NoSpaceError):
             full = _no_space(name, folder, needed, files.free_space(folder) or 0, os.strerror(error.errno))
-            full.add_note(note)
+            for each in (*getattr(error, "__notes__", ()), note):
+                full.add_note(each)
             raise full from error
         error.add_note(note)
         raise
@@ -419,6 +420,18 @@ def _discard(path: Path) -> None:
         files.remove_tree(path)
 
 
-def _put_back(old: Path, final: Path) -> None:
-    with contextlib.suppress(OSError):
-        files.rename(old, final)
+def _putting_back(old: Path, final: Path) -> Callable[..., None]:
+    """For an exit stack: puts a checkpoint back that was to be replaced, or notes on the failure that it can't be."""
+
+    def put_back(kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if os.path.lexists(old):
+                files.rename(old, final)
+        except OSError as also:
+            if error is not None:
+                error.add_note(
+                    f"The one that it was to replace couldn't be put back ({also}): it is {old.name}, "
+                    f"and the next start, or clean(), will do so."
+                )
+
+    return put_back

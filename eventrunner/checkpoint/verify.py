@@ -160,7 +160,11 @@ def _entries(folder: Path) -> set[tuple[str, int]]:
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
-        return {(entry.name, entry.inode()) for entry in entries if is_plain_name(entry.name) and entry.is_dir()}
+        return {
+            (entry.name, entry.inode())
+            for entry in entries
+            if is_plain_name(entry.name) and entry.is_dir(follow_symlinks=False)
+        }
 
 
 def missing_checkpoint(path: Path) -> CheckpointNotFoundError:

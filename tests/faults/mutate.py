@@ -117,6 +117,7 @@ def _be_pytest(copy: Path, tests: Sequence[str], seed: int) -> None:
     code = -1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was begun in the background
         os.chdir(copy)
         out = os.open(copy / "out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):

@@ -447,12 +447,9 @@ TRAINING = """
 """
 
 
-NOT_YET = pytest.mark.xfail(reason="a run's handler of signals hurries nobody who waits at a barrier", strict=True)
-
-
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGINT, marks=LONG), pytest.param(signal.SIGTERM, marks=(NOT_YET, *LONG))],
+    [pytest.param(signal.SIGINT, marks=LONG), signal.SIGTERM],
     ids=lambda number: number.name,
 )
 def test_a_signal_to_a_training_that_waits_at_a_barrier_ends_it(

@@ -237,7 +237,6 @@ def plant(folder: Path) -> dict[str, tuple[Any, ...]]:
     for name in ("epoch_3.backup", "iter_9_old", "iter_100000", "my-iter_6", ".tmp-iter_6", ".trash-mine"):
         (folder / name).mkdir()
         (folder / name / "weights.bin").write_text(name)
-    (folder / f".tmp-iter_6-{os.getpid()}-0123abcd").mkdir()  # this process is alive
     (folder / "notes.txt").write_text("lr 0.01")
     elsewhere = folder.with_name("elsewhere")
     elsewhere.mkdir()
@@ -249,7 +248,7 @@ def plant(folder: Path) -> dict[str, tuple[Any, ...]]:
 def planted(folder: Path) -> dict[str, tuple[Any, ...]]:
     """How these things are: their kind, when they changed, and what is in them."""
     names = ("epoch_3.backup", "iter_9_old", "iter_100000", "my-iter_6", ".tmp-iter_6", ".trash-mine", "notes.txt")
-    there = [folder / name for name in (*names, "iter_3_link", f".tmp-iter_6-{os.getpid()}-0123abcd")]
+    there = [folder / name for name in (*names, "iter_3_link")]
     inner = [
         path for each in (*there, folder.with_name("elsewhere")) if each.is_dir() for path in sorted(each.iterdir())
     ]
