@@ -137,7 +137,7 @@ class Checkpointer:
             stack.callback(self._saver.close)
             watch_steps(self._on_step)
             stack.callback(watch_steps, self._on_step, watch=False)
-            stack.enter_context(preemptible(self._word.append))
+            stack.enter_context(preemptible(self._leave_word))
             self._stack = stack.pop_all()
         return self
 
@@ -253,6 +253,12 @@ class Checkpointer:
     def _check_open(self, call: str) -> None:
         if not self._lanes.is_open:
             raise OptionError(f"Checkpointer.{call} was called outside of its with block; do so within it.")
+
+    def _leave_word(self, answer: Callable[[], None]) -> None:
+        """In a signal's handler: a job that hangs mustn't bar the way to the next batch or save."""
+        self._word.append(answer)
+        self._lanes.hurry(self._grace)
+        self._saver.hurry(self._grace)
 
     def _end(self) -> None:
         self._lanes.deadline = self._grace

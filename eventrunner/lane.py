@@ -22,6 +22,8 @@ __all__ = ["SLOW", "Job", "Lane", "Shared", "Tally", "lane_here"]
 _OF_TASK = ("lane", "name", "location", "site", "worker", "native")
 _OF_TALLY = ("calls", "failures", "coalesced", "waits", "waited", "busy", "cpu")
 
+_CHAIN = 10  # lanes that wait for each other, one for the next; in a ring they would go on for ever
+
 SLOW = 30.0
 """Seconds after which a job that somebody waits for is reported, and again after as many."""
 
@@ -133,6 +135,7 @@ class Lane:
         # by the worker
         self.passed = self.done = 0
         self.running: Job | None = None
+        self.awaits: Lane | None = None
         self.began = 0.0
         self.told = 0.0  # by who waits: when that job was last reported, on the same clock
         self.cancel: Callable[[], object] | None = None
@@ -271,12 +274,15 @@ class Lane:
         self._refuse_deadlock(f"lane {self.name!r}{state}")
         gate = _Gate(ready)
         self.gates.append(gate)
-        done, since = self.done, time.monotonic()
+        done, since = self._finished(), time.monotonic()
+        here = lane_here.get()
+        if here is not None:
+            here.awaits = self
         try:
             self.wake.put(True)  # see put(): a job may be without a token
             while not (was := ready()) and not self.given_up:
-                if self.done != done:
-                    done, since = self.done, time.monotonic()
+                if (now := self._finished()) != done:
+                    done, since = now, time.monotonic()
                 left = self._patience(since) if until is None else until - time.monotonic()
                 if left <= 0:
                     break
@@ -285,7 +291,19 @@ class Lane:
                 self._report()
         finally:
             self.gates.remove(gate)
+            if here is not None:
+                here.awaits = None
         return was or ready()
+
+    def _finished(self) -> int:
+        """How many jobs are done here, and in the lanes that the job which runs waits for: whether all stands still."""
+        count, lane = 0, self
+        for _ in range(_CHAIN):
+            count += lane.done
+            if lane.awaits is None:
+                break
+            lane = lane.awaits
+        return count
 
     def _patience(self, since: float) -> float:
         """For how many seconds a lane is still waited for that has finished nothing since then."""
@@ -300,7 +318,10 @@ class Lane:
             return
         self.told = now
         text = f"still waiting for {self.unfinished()}"
-        self.shared.tell(text, LaneTimeoutError(text))
+        try:
+            self.shared.tell(text, LaneTimeoutError(text))
+        except Exception as error:  # noqa: BLE001  # a warning that is an error mustn't end the wait
+            self.shared.failures.append(error)
 
     def _refuse_deadlock(self, lane: str) -> None:
         if lane_here.get() is self:

@@ -42,9 +42,9 @@ class Changes:
         return Changes, ()  # a copy of a bus has its own
 
     def __enter__(self) -> None:
+        self._look_after()
         self._lock.acquire()
         self._depth += 1
-        self._catch_up()
 
     def __exit__(self, *error: object) -> None:
         try:

@@ -81,6 +81,8 @@ def _leave_word(runner: Runner, answer: Callable[[], None]) -> None:
     runner.deferred.append(answer)
     if runner.lanes is not None:
         runner.lanes.hurry(runner.offloading.grace)
+    if runner.saver is not None:
+        runner.saver.hurry(runner.offloading.grace)
 
 
 class _Patience:
@@ -306,7 +308,7 @@ def _resume_path(runner: Runner) -> Path | None:
         return None
     if runner.resume is not True:
         return Path(runner.resume)
-    resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
+    resumes = _resumes(runner)
 
     def abandoned(manifest: Manifest) -> bool:
         """Whether the run has since gone on from before this checkpoint: it is of a history that was cut off."""
@@ -332,5 +334,12 @@ def _report_resume(runner: Runner, path: Path) -> None:
         # By the times of checkpoints alone, which only ever go forward: the clock may be put back.
         newest = max((manifest.created for _, manifest in listing(runner.checkpoint_dir).complete), default="")
         entry = {"checkpoint": str(path), "step": progress.iter, "newest": newest, "at": facts.pop("started"), **facts}
-        resumes = (read_run(runner.work_dir) or {}).get("resumes", [])
-        write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*resumes, entry]})
+        write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*_resumes(runner), entry]})
+
+
+def _resumes(runner: Runner) -> list[dict[str, Any]]:
+    """What run.json, which anybody may have edited, says of earlier resumes, as far as it can be understood."""
+    said = (read_run(runner.work_dir) or {}).get("resumes")
+    entries = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+    kinds = {"step": int, "newest": str}
+    return [each for each in entries if all(isinstance(each.get(key), kind) for key, kind in kinds.items())]

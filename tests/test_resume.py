@@ -742,6 +742,21 @@ def test_a_history_that_was_left_is_not_gone_on_with(make_runner: MakeRunner, tm
     assert (tmp_path / "run/epoch_5").is_dir()
 
 
+@pytest.mark.parametrize("resumes", [5, None, [3], [{}], [{"step": 1}], [{"step": "1", "newest": 2}]])
+def test_a_run_json_that_somebody_edited_is_no_obstacle(
+    make_runner: MakeRunner, tmp_path: Path, resumes: object
+) -> None:
+    """What it says of earlier resumes is used as far as it can be understood, and is added to."""
+    make_runner(epochs=1, default_hooks={}).train()
+    path = tmp_path / "run/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "resumes": resumes}))
+
+    make_runner(epochs=2, default_hooks={}, resume=True, bus=Bus()).train()
+
+    assert [entry["step"] for entry in json.loads(path.read_text())["resumes"]] == [2]
+    assert (tmp_path / "run/epoch_2").is_dir()
+
+
 def test_a_fresh_start_under_resume_begins_the_log_anew(make_runner: MakeRunner, tmp_path: Path) -> None:
     """Killed before its first save, a run leaves rows that the next start writes again: one history, not two."""
     hooks = {"logger": {"interval": 1}, "checkpoint": {"interval": -1, "save_last": False}}

@@ -1,15 +1,18 @@
-"""What is looked at in a file of torch.save before torch reads it: how much it unpacks to, and what its pickle does.
+"""What is looked at in a ``checkpoint.pth`` before torch reads it: how much it unpacks to, and what its pickle does.
 
-torch.load with ``weights_only=True`` executes nothing, but makes whatever it is told to, of any size.
+torch.load with ``weights_only=True`` executes nothing, but makes whatever it is told to, of any size. A Store's own
+files need little of what it knows, so everything else is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import mmap
+import io
 import pickle
 import pickletools
 import reprlib
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,24 +20,14 @@ from typing import IO, Any
 
 import torch
 
-__all__ = ["check_archive", "check_older", "check_pickle"]
+__all__ = ["check_archive", "check_pickle"]
 
 _PLAIN, _LARGE, _AGAIN, _MARK = "small", "maybe large", "maybe large, and used before", "a mark"
 _SHORT = 1000
-_REBUILDS = frozenset({"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"})
-_OTHERS = frozenset(
-    {
-        *("torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter", "torch._tensor _rebuild_from_type_v2"),
-        *(
-            "torch._utils _rebuild_parameter_with_state",
-            "torch.nn.parameter Parameter",
-            "torch._utils _rebuild_qtensor",
-        ),
-        *("torch._utils _rebuild_sparse_tensor", "torch.serialization _get_layout"),
-    }
-)
-"""What makes tensors in files that no Store wrote; all of these look at memory that is there."""
+_ENDING = struct.Struct("<4s36xQQ4s4xQ4x4s16xH")
+"""The last 98 bytes: a record with the directory's length and start, its own place, and an end without a comment."""
 
+_REBUILDS = frozenset({"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"})
 _COPIES = frozenset(
     {
         *("collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"),
@@ -58,28 +51,52 @@ def check_archive(file: Path | IO[bytes]) -> bytes:
     """The pickle in an archive of torch.save, which unpacks to no more bytes than it has itself.
 
     Raises:
-        zipfile.BadZipFile: it does, has a name twice, or none of a pickle.
+        zipfile.BadZipFile: it does, has a name twice, or none of a pickle, or isn't laid out as torch.save does.
         OSError: it can't be read; and any of ``pth.UNREADABLE`` if it is damaged.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.read(_pickle_in(archive))
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+            directory = _start_of_directory(opened)
+            archive = stack.enter_context(zipfile.ZipFile(opened))
+            return archive.read(_pickle_in(archive, directory))
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         raise zipfile.BadZipFile("it points to before its beginning") from error
 
 
-def check_older(file: Path) -> None:
-    """Look at the pickles that a file of torch.save began with before it wrote archives, as :func:`check_pickle` does.
+def _pickle_in(archive: zipfile.ZipFile, directory: int) -> zipfile.ZipInfo:
+    entries = archive.infolist()
+    names = {entry.orig_filename.lower(): entry for entry in entries}  # torch's reader takes either case
+    if archive.start_dir != directory or len(names) < len(entries):
+        raise zipfile.BadZipFile("it has a second directory, or a name twice")
+    if any(entry.compress_type or entry.flag_bits & 1 for entry in entries):
+        raise zipfile.BadZipFile("it has a compressed entry")
+    if sum(entry.file_size for entry in entries) > directory:
+        raise zipfile.BadZipFile(f"it unpacks to more than the {directory} bytes that it has")
+    pickles = [entry for name, entry in names.items() if name.partition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise zipfile.BadZipFile("it has no pickle where torch.save puts one")
+    return pickles[0]
 
-    Raises:
-        OSError: it can't be read; and what :func:`check_pickle` raises.
+
+def _start_of_directory(file: IO[bytes]) -> int:
+    """Where the archive's directory begins, in whichever way a reader looks for it.
+
+    Readers differ in where they look, so of a file with two directories one would be checked and the other read.
     """
-    # A file makes room for as many bytes as it is asked for; what is mapped gives those that there are.
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        for _ in range(5):
-            check_pickle(mapped, foreign=True)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _ENDING.size))
+    ending = file.read()
+    file.seek(0)
+    if file.read(4) != b"PK\3\4" or len(ending) < _ENDING.size:
+        raise zipfile.BadZipFile("it doesn't begin or end as an archive of torch.save does")
+    record, length, start, locator, place, end, comment = _ENDING.unpack(ending)
+    whole = start + length + _ENDING.size == size and place == size - _ENDING.size
+    if (record, locator, end, comment) != (b"PK\6\6", b"PK\6\7", b"PK\5\6", 0) or not whole:
+        raise zipfile.BadZipFile("it doesn't end as an archive of torch.save does")
+    return int(start)
 
 
 def check_pickle(data: Any, foreign: bool = False) -> None:
@@ -104,28 +121,15 @@ def check_pickle(data: Any, foreign: bool = False) -> None:
             large = memo[argument] is _LARGE or (memo[argument] and isinstance(memo[argument], tuple))
             stack.append(_AGAIN if large else memo[argument])
         elif code.name == "GLOBAL":
-            stack.append(_known(argument, foreign))
+            stack.append(_known(argument))
         elif code.name in _MAKES:
             stack.append(_LARGE if isinstance(argument, str) and len(argument) > _SHORT else _MAKES[code.name])
         else:
             _STEPS[code.name](stack)
 
 
-def _pickle_in(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    entries, size = archive.infolist(), archive.start_dir
-    names = {entry.orig_filename.lower(): entry for entry in entries}  # torch's reader takes either case
-    if len(names) < len(entries) or any(entry.compress_type or entry.flag_bits & 1 for entry in entries):
-        raise zipfile.BadZipFile("it has a name twice, or a compressed entry")
-    if sum(entry.file_size for entry in entries) > size:
-        raise zipfile.BadZipFile(f"it unpacks to more than the {size} bytes that it has")
-    pickles = [entry for name, entry in names.items() if name.partition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
-        raise zipfile.BadZipFile("it has no pickle where torch.save puts one")
-    return pickles[0]
-
-
-def _known(name: str, foreign: bool) -> str:
-    if name in _REBUILDS or name in _COPIES or (foreign and name in _OTHERS):
+def _known(name: str) -> str:
+    if name in _REBUILDS or name in _COPIES:
         return name
     module, _, attribute = name.partition(" ")
     if name in _STORAGES or (module == "torch" and isinstance(vars(torch).get(attribute), torch.dtype | torch.qscheme)):
@@ -165,7 +169,7 @@ def _drop(count: int) -> Callable[[list[Any]], None]:
 def _call(stack: list[Any]) -> None:
     arguments, called = stack.pop(), stack.pop()
     copies = called in _COPIES
-    if not isinstance(arguments, tuple) or not (copies or called in _REBUILDS or called in _OTHERS):
+    if not isinstance(arguments, tuple) or not (copies or called in _REBUILDS):
         raise pickle.UnpicklingError("it calls what makes no part of a tree")
     if copies and _AGAIN in arguments:
         raise pickle.UnpicklingError("it copies one thing again and again")

@@ -7,6 +7,7 @@ and never to the system, and its views of the tensors' places are made once for 
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from eventrunner.errors import LaneTimeoutError, OptionError
 __all__ = ["Arena", "Pool"]
 
 _SLACK = 1024 * 1024
+_GLANCE = 0.2  # seconds after which who waits looks again for how long
 
 
 def _nothing() -> Tensor:
@@ -104,6 +106,7 @@ class Pool:
         waits: How often :meth:`acquire` had to wait for an arena.
         waited: How many seconds that took.
         patience: How many seconds it waits at most; None for as long as it takes.
+        until: The moment of ``time.perf_counter`` after which nobody waits, who waits already included.
     """
 
     def __init__(self, size: int) -> None:
@@ -111,6 +114,7 @@ class Pool:
             raise OptionError(f"arenas={size} leaves no memory to copy to; it takes 1 or more.")
         self.waits, self.waited = 0, 0.0
         self.patience: float | None = None
+        self.until = math.inf
         self._size = size
         self._count = 0
         self._free: list[Arena] = []
@@ -123,17 +127,18 @@ class Pool:
         Waits if all are in use, and for one that is being prepared.
 
         Raises:
-            LaneTimeoutError: for longer than :attr:`patience`.
+            LaneTimeoutError: for longer than :attr:`patience`, or beyond :attr:`until`.
         """
         with self._changed:
             if not self._available():
                 began = time.perf_counter()
-                came = self._changed.wait_for(self._available, self.patience)
+                came = self._wait(began)
                 self.waits, self.waited = self.waits + 1, self.waited + time.perf_counter() - began
                 if not came:
+                    waited = time.perf_counter() - began
                     raise LaneTimeoutError(
-                        f"a save waited {self.patience:g} s for the ones before it, which are still being written; "
-                        "find what holds up the disk."
+                        f"a save waited {waited:.1f} s for the ones before it, which are still being written; find what "
+                        "holds up the disk."
                     )
             arena = self._pick(nbytes, pinned)
         try:
@@ -143,6 +148,16 @@ class Pool:
             self.release(arena)
             raise
         return arena
+
+    def _wait(self, began: float) -> bool:
+        """Whether an arena came in time, which a signal's handler may have shortened meanwhile."""
+        most = math.inf if self.patience is None else began + self.patience
+        while not self._available():
+            left = min(most, self.until) - time.perf_counter()
+            if left <= 0:
+                return False
+            self._changed.wait_for(self._available, min(left, _GLANCE))
+        return True
 
     def release(self, arena: Arena) -> None:
         """Let another have the arena."""

@@ -53,6 +53,7 @@ _SMALL = 1024 * 1024
 _MOST_BUFFERS = 1000  # in one call; Linux takes 1024
 _NO_SYNC_HERE = (errno.EINVAL, errno.ENOTSUP)
 _NO_LINK_HERE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FILE = (errno.ENXIO, errno.ENODEV)  # sockets, and devices that aren't there
 _NOT_DIRECTLY = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -206,14 +207,17 @@ def fsync_folder(path: Path) -> None:
 def fsync_parents(path: Path) -> None:
     """Return once a folder's name is on the disk, and the names of all above it up to the root of their file system.
 
-    Costs little where they are. Folders that may not be listed are passed over, as they can't be synced either.
+    Costs little where they are. Folders that may not be looked into, or written to by anybody, are passed over.
     """
     device = path.stat().st_dev
     for folder in path.resolve().parents:
-        if folder.stat().st_dev != device:
-            break
-        with contextlib.suppress(PermissionError):
+        try:
+            if folder.stat().st_dev != device:
+                break
             fsync_folder(folder)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eventrunner.checkpoint import files
-from eventrunner.checkpoint.archive import check_archive, check_older, check_pickle
 from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.image import memory_of
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, Manifest, read_manifest
@@ -119,10 +117,6 @@ def _weights_of_pickle(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"can't load weights from {file}, as it is not a plain file.")
     try:
-        if zipfile.is_zipfile(file):
-            check_pickle(check_archive(file), foreign=True)
-        else:
-            check_older(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(

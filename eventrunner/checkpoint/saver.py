@@ -167,6 +167,10 @@ class Saver:
         """Let a save wait at most so long for the ones before it."""
         self._snapshots.be_patient(seconds)
 
+    def hurry(self, seconds: float) -> None:
+        """Let no save wait longer than so many seconds from now; a signal's handler may call it amid such a wait."""
+        self._snapshots.hurry(seconds)
+
     def prepare(self, nbytes: int) -> None:
         """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""
         if self.lanes is not None and self.mode != "sync":

@@ -202,6 +202,10 @@ class Snapshotter:
         """Have :meth:`take` wait at most so long for an arena; None for as long as it takes."""
         self._pool.patience = seconds
 
+    def hurry(self, seconds: float) -> None:
+        """Have :meth:`take` wait no longer than so many seconds from now, also if it is waiting already."""
+        self._pool.until = time.perf_counter() + seconds
+
     def prepare(self, nbytes: int, pinned: bool = False) -> None:
         """Allocate an arena, and have the system give its pages, which the first copy would wait for otherwise.
 

@@ -239,8 +239,9 @@ class Store:
         """Remove what a process that died left of a save or a delete, and return the paths that were removed.
 
         A checkpoint that was being replaced when the process died is put back. Call it before looking for the newest,
-        and while nobody else writes to the folder, which :class:`FolderLock` sees to: the process in a hidden name
-        isn't looked for, as another may have its number by now, in a container above all. Only this store's own hidden
+        and while nobody else writes to the folder, which :class:`FolderLock` sees to (but not on a file system without
+        locks): the process in a hidden name isn't looked for, as another may have its number by now, in a container
+        above all. Only this store's own hidden
         names are touched, and none that this process is working on.
         """
         matches = map(_LEFTOVER.fullmatch, self._listed())
@@ -270,8 +271,8 @@ class Store:
         """Now, but after the time of every checkpoint here: they are ordered by it, and a clock may be put back."""
         if self._newest is None:
             times = (datetime.datetime.fromisoformat(manifest.created) for _, manifest in listing(self.folder).complete)
-            self._newest = min(max(times, default=_LONG_AGO), _FAR_AHEAD)
-        self._newest = max(datetime.datetime.now(datetime.UTC), self._newest + _TICK)
+            self._newest = max(times, default=_LONG_AGO)
+        self._newest = max(datetime.datetime.now(datetime.UTC), min(self._newest, _FAR_AHEAD) + _TICK)
         return self._newest
 
     def _check_space(self, name: str, needed: int) -> None:

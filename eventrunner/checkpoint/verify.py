@@ -37,7 +37,7 @@ PUBLISHED = "published"
 
 _MARKS = (MANIFEST_NAME, STATE_NAME, PTH_NAME)
 _SHOWN = 8
-_LOOKS = 100  # at a folder from which a checkpoint goes at each look
+_LOOKS = 20  # at a folder whose newest is gone each time that it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +131,26 @@ def find_newest(
     Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. Costs a
     read of each checkpoint that is. The file ``last_checkpoint`` is not asked: it is a hint.
     """
-    # Beside a writer, the newest that was listed may have been let go before it is read, and a newer one be there.
+    # Beside a writer, the newest may be let go before it is read; then a newer one is there, which wasn't listed.
+    found = Found(None, ())
     for _ in range(_LOOKS):
         before = _entries(Path(folder))
-        found = _find_newest(Path(folder), abandoned)
-        if before <= _entries(Path(folder)):
+        listed = listing(Path(folder))
+        found = _newest_of_those(listed, abandoned)
+        gone = {name for name, _ in before - _entries(Path(folder))}
+        if not gone - _older_than(found.path, listed):
             break
     return found
 
 
-def _find_newest(folder: Path, abandoned: Callable[[Manifest], bool]) -> Found:
-    found = listing(folder)
-    rejected = list(found.unreadable)
-    for path, manifest in reversed(found.complete):
+def _older_than(path: Path | None, listed: Listing) -> set[str]:
+    paths = [each for each, _ in listed.complete]
+    return {each.name for each in paths[: paths.index(path)]} if path is not None else set()
+
+
+def _newest_of_those(listed: Listing, abandoned: Callable[[Manifest], bool]) -> Found:
+    rejected = list(listed.unreadable)
+    for path, manifest in reversed(listed.complete):
         if manifest.meta.get(PUBLISHED) or abandoned(manifest):
             continue
         try:

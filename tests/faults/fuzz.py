@@ -87,15 +87,13 @@ def _safetensors() -> Target:
 
 
 def _pth() -> Target:
-    """A file of torch.save's, as a checkpoint's and as somebody's weights."""
-    pth, load, torch = _module("checkpoint.pth"), _module("checkpoint.load"), importlib.import_module("torch")
+    """A checkpoint of one file of torch.save's."""
+    pth, torch = _module("checkpoint.pth"), importlib.import_module("torch")
     tree = _of_checkpoints(lambda _, folder: pth.read_tree(folder / "w.pth", torch.device("cpu")))
-    weights = _of_checkpoints(lambda _, folder: load.load_weights(folder / "w.pth"))
 
     def read(data: bytes, folder: Path) -> None:
         (folder / "w.pth").write_bytes(data)
         tree(data, folder)
-        weights(data, folder)
 
     return read
 

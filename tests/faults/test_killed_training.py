@@ -176,7 +176,7 @@ def test_a_training_that_is_killed_at_any_moment_is_the_one_that_was_not(
         assert set(sorts) - {"old"} == {"trash", "tmp", "beginning or resuming", "training", "ending"}
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(200, marks=LONG)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=LONG)])
 def test_a_training_that_is_asked_to_end_at_any_moment_is_resumed_as_the_one_that_was_not(
     tmp_path: Path, row: MakeRow, seed: int, wholes: Wholes, count: int
 ) -> None:
@@ -239,7 +239,7 @@ def read(folder: Path, told: int) -> str:
     return f"read {step} {digest(checkpoint)}" if step >= told else f"older than {told}: {path.name}"
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("count", [2, pytest.param(30, marks=LONG)])
 def test_who_reads_beside_a_training_always_finds_the_newest_whole(
     tmp_path: Path, row: MakeRow, seed: int, wholes: Wholes, count: int
 ) -> None:

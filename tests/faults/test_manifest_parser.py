@@ -141,7 +141,7 @@ def try_many(row: Row, made: st.SearchStrategy[Any], check: Callable[[Any], str]
     row.check()
 
 
-COUNTS = pytest.mark.parametrize("count", [60, pytest.param(5000, marks=LONG)])
+COUNTS = pytest.mark.parametrize("count", [60, pytest.param(2000, marks=LONG)])
 
 
 @COUNTS

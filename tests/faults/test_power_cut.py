@@ -88,7 +88,7 @@ def go_on(folder: Path, tell: Tell) -> None:
     save(Store(folder), "a", 50, tell)
 
 
-@pytest.mark.parametrize("most", [24, pytest.param(400, marks=LONG)])
+@pytest.mark.parametrize("most", [20, pytest.param(2000, marks=LONG)])
 def test_what_was_told_of_survives_a_power_cut(memory: Path, row: MakeRow, seed: int, most: int) -> None:
     """After any operation, whatever of that what wasn't synced has reached the disk."""
     states = row("states after a power cut", "violations")
