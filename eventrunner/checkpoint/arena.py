@@ -137,8 +137,8 @@ class Pool:
                 if not came:
                     waited = time.perf_counter() - began
                     raise LaneTimeoutError(
-                        f"a save waited {waited:.1f} s for the ones before it, which are still being written; find what "
-                        "holds up the disk."
+                        f"a save waited {waited:.1f} s for the ones before it, which are still being written; find "
+                        "what holds up the disk."
                     )
             arena = self._pick(nbytes, pinned)
         try:

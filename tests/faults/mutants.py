@@ -36,6 +36,7 @@ _OVERLAP = ("tests/test_overlap.py",)
 _LANES = ("tests/test_runner_lanes.py",)
 _EXACT = ("tests/test_resume_exact.py",)
 _HOOK = ("tests/test_hook_checkpoint.py",)
+_THREADS = ("tests/faults/test_bus_threads.py",)
 _MACHINE = ("tests/faults/test_bus_machine.py",)
 
 _SYNCS = (
@@ -89,6 +90,30 @@ _SYNCS = (
         "    descriptor = os.open(path, flags | os.O_CLOEXEC)\n    try:\n        os.fsync(descriptor)\n"
         "    except OSError:\n        pass\n    finally:",
         _FAULTS,
+    ),
+)
+
+_FOLDERS = (
+    Mutant(
+        "the folder's own name is not synced",
+        _STORE,
+        "            files.fsync_parents(self.folder)\n",
+        "",
+        _CUTS,
+    ),
+    Mutant(
+        "what is cleared away was renamed for nobody but the kernel",
+        _STORE,
+        "            files.fsync_folder(self.folder)\n        for name in sorted(",
+        "            pass\n        for name in sorted(",
+        _CUTS,
+    ),
+    Mutant(
+        "time goes back with the clock",
+        _STORE,
+        "max(datetime.datetime.now(datetime.UTC), min(self._newest, _FAR_AHEAD) + _TICK)",
+        "datetime.datetime.now(datetime.UTC)",
+        ("tests/test_checkpoint_store.py::TestListing",),
     ),
 )
 
@@ -264,6 +289,13 @@ _LOADS = (
         _HOSTILE,
     ),
     Mutant(
+        "a pickle may make as much as it likes",
+        "checkpoint/pth.py",
+        "        check_pickle(check_archive(file))\n        tree",
+        "        tree",
+        _HOSTILE,
+    ),
+    Mutant(
         "links are followed out of the folder",
         _FILES,
         "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC",
@@ -337,6 +369,27 @@ _RUNS = (
         _MACHINE,
     ),
     Mutant(
+        "a lane that goes on is taken for one that hangs",
+        "lane.py",
+        "                if (now := self._finished()) != done:",
+        "                if (now := self._finished()) < done:",
+        ("tests/faults/test_hanging.py::test_a_lane_that_goes_on_is_waited_for_beyond_the_deadline",),
+    ),
+    Mutant(
+        "a plan of receivers that are gone may stay",
+        "plan.py",
+        "        self._plans = {}  # not cleared",
+        "        self._plans.clear()  # not cleared",
+        _THREADS,
+    ),
+    Mutant(
+        "connections are changed by several threads at once",
+        "offload.py",
+        "        self._lock.acquire()\n        self._depth += 1",
+        "        self._lock.acquire(blocking=False)\n        self._depth += 1",
+        _THREADS,
+    ),
+    Mutant(
         "two processes may write to one folder",
         "checkpoint/lock.py",
         "        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -352,4 +405,4 @@ _RUNS = (
     ),
 )
 
-MUTANTS = (*_SYNCS, *_WRITES, *_ORDER, *_COPIES, *_LOADS, *_RUNS)
+MUTANTS = (*_SYNCS, *_FOLDERS, *_WRITES, *_ORDER, *_COPIES, *_LOADS, *_RUNS)

@@ -36,8 +36,7 @@ def test_a_mutant_is_caught(count: int, seed: int, row: MakeRow) -> None:
     mutants = row("mutants", "survivors")
     fates = [json.loads(line) for line in done.stdout.splitlines()]
     mutants.tried += len(fates)
-    mutants.found += [
-        f"{fate['mutant']} ({fate['file']}): {fate['fate']}" for fate in fates if fate["fate"] != "caught"
-    ]
+    left = [fate for fate in fates if fate["fate"] != "caught"]
+    mutants.found += [f"{fate['mutant']} ({fate['file']}): {fate['fate']}" for fate in left]
     mutants.check()
     assert len(fates) == count, done.stderr
