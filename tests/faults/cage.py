@@ -22,7 +22,7 @@ from eventrunner.errors import EventRunnerError
 MEMORY = 2 * 1024**3
 """Bytes of addresses that a caged process may take beyond those it has; what it uses is measured."""
 
-SECONDS = 20
+SECONDS = 60
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _RUNS = (
     "os.system",

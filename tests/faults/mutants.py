@@ -215,7 +215,7 @@ _ORDER = (
         "        save.beside = True\n        try:\n",
         "        save.beside = True\n        save.path = self.store.folder / save.name\n"
         "        self._arrived.append(save)\n        self._deliver(self.collect)\n        try:\n",
-        _LANES,
+        ("tests/test_runner_lanes.py::test_a_save_is_told_of_when_it_is_committed_and_not_before",),
     ),
 )
 
@@ -225,14 +225,14 @@ _COPIES = (
         "checkpoint/saver.py",
         "        if self._copying is not None:\n            self.settle()\n        if self._trial",
         "        if self._trial",
-        _OVERLAP,
+        ("tests/test_overlap.py::test_an_optimizer_that_the_run_doesnt_know_waits_too",),
     ),
     Mutant(
         "receivers that may write don't wait for the copy",
         "checkpoint/saver.py",
         "            self._guards.append(self.settle)",
         "            self._guards.append(lambda: None)",
-        _OVERLAP,
+        ("tests/test_overlap.py::test_a_hook_that_clips_weights_waits_for_the_copy",),
     ),
     Mutant(
         "a tensor is held and not copied",
@@ -338,14 +338,14 @@ _RUNS = (
         "runner.py",
         '            after=("log",),\n',
         "",
-        _LANES,
+        ("tests/test_runner_lanes.py::test_log_rows_are_on_the_disk_before_the_save_of_their_step_is",),
     ),
     Mutant(
         "a failed save is kept silent",
         "lane.py",
         '        if task.on_error == "raise":\n            self.shared.keep(error)\n            return\n',
         '        if task.on_error == "raise":\n            return\n',
-        _LANES,
+        ("tests/test_runner_lanes.py::test_a_failing_write_is_raised_at_the_next_iteration_and_deletes_nothing",),
     ),
     Mutant(
         "jobs that wait when the lanes are closed are dropped",
@@ -401,7 +401,7 @@ _RUNS = (
         "hooks/checkpoint.py",
         "if (self.save_last or preempted) and step",
         "if self.save_last and not preempted and step",
-        _LANES,
+        ("tests/test_runner_lanes.py::test_a_signal_ends_the_run_with_everything_saved",),
     ),
 )
 
