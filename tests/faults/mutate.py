@@ -38,7 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = _copied(Path(folder))
         tests = sorted({test for each in picked for test in each.tests})
-        if _run(copy, tests, chosen.seed) != _PASSED:
+        if _run(copy, tests, chosen.seed, _LIMIT * len(picked)) != _PASSED:
             print((copy / "out").read_text(), "The tests fail without a mutant.", sep="\n", file=sys.stderr)
             return len(picked)
         return sum([_try(copy, each, chosen.seed) != "caught" for each in picked])
@@ -96,12 +96,12 @@ def _applied(copy: Path, mutant: Mutant) -> Iterator[bool]:
         path.write_text(sound)
 
 
-def _run(copy: Path, tests: Sequence[str], seed: int) -> int:
-    """Pytest's exit code for *tests*, run in a fork."""
+def _run(copy: Path, tests: Sequence[str], seed: int, limit: float = _LIMIT) -> int:
+    """Pytest's exit code for *tests*, run in a fork, which has so many seconds."""
     child = os.fork()
     if child == 0:
         _be_pytest(copy, tests, seed)
-    deadline = time.monotonic() + _LIMIT
+    deadline = time.monotonic() + limit
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
