@@ -52,13 +52,15 @@ class Holds(Hook):
 
     mutates = ()
 
-    def __init__(self) -> None:
+    def __init__(self, stays_at: Any = None) -> None:
         self.states: dict[int, Any] = {}
         self.held = 0
         self.gate = threading.Event()
+        self.stays_at = stays_at
 
-    def open(self, *ignored: Any) -> None:
-        self.gate.set()
+    def open(self, *before: Any) -> None:
+        if not before or before[0] is not self.stays_at:
+            self.gate.set()
 
     @options(priority="LOWEST")
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -73,10 +75,13 @@ class Holds(Hook):
 
 @pytest.fixture
 def overlapped(make_runner: MakeRunner, tmp_path: Path) -> Callable[..., Runner]:
-    """``overlapped(**changes)``: train with a lazy save at each iteration, and compare every one with its site."""
+    """``overlapped(**changes)``: train with a lazy save at each iteration, and compare every one with its site.
+
+    At the step of the optimizer *stays_at*, nobody else copies: who steps has to.
+    """
 
     def train(**changes: Any) -> Runner:
-        holds = Holds()
+        holds = Holds(changes.pop("stays_at", None))
         hook = {"mode": "lazy", "by_epoch": False, "interval": 1, "verify": True, **changes.pop("hook", {})}
         chosen: dict[str, Any] = {"model": net(), "count": COUNT, "epochs": 1, **changes}
         chosen["custom_hooks"] = [holds, *changes.get("custom_hooks", [])]
@@ -195,7 +200,7 @@ def test_an_optimizer_that_the_run_doesnt_know_waits_too(overlapped: Callable[..
         another.zero_grad()
         return train_step(model, batch)
 
-    overlapped(model=model, train_step=with_another)
+    overlapped(model=model, train_step=with_another, stays_at=another)
 
 
 def test_weights_that_no_optimizer_holds_are_copied_at_the_site(overlapped: Callable[..., Runner]) -> None:
