@@ -321,7 +321,8 @@ def test_log_rows_are_on_the_disk_before_the_save_of_their_step_is(make_runner: 
     hooks = {"logger": {"interval": 1}, "checkpoint": {"by_epoch": False, "interval": 1}}
     runner = make_runner(count=5, epochs=1, default_hooks=hooks)
     gate = threading.Event()
-    early: list[bool] = []
+    early: list[Path] = []
+    told: list[int] = []
 
     @runner.on("before_train_iter", once=True)
     def hold(runner: Runner) -> None:
@@ -329,12 +330,20 @@ def test_log_rows_are_on_the_disk_before_the_save_of_their_step_is(make_runner: 
 
     @runner.on("after_commit_checkpoint")
     def committed(step: int) -> None:
-        early.append(not gate.is_set())
+        told.append(step)
         assert rows(tmp_path / "run")[step - 1]["step"] == step
 
-    runner.on("after_train_iter", when=lambda batch_idx: batch_idx == 1)(lambda: gate.set())
+    @runner.on("after_train_iter", when=lambda batch_idx: batch_idx == 1)
+    def let_go() -> None:
+        until = time.monotonic() + 0.5  # in which a save that didn't wait would be there
+        while not early and time.monotonic() < until:
+            early.extend((tmp_path / "run").glob("iter_*"))
+            time.sleep(0.005)
+        gate.set()
+
     runner.train()
-    assert early == [False] * 5
+    assert early == []
+    assert told == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("ending", ["return", "exception", "interrupt"])
