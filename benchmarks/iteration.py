@@ -1,112 +1,200 @@
-"""What an iteration costs above a loop written by hand that does the same.
+"""What an iteration costs above a loop written by hand that does the same, here and in other trainers.
 
-$ python benchmarks/iteration.py
+$ python benchmarks/iteration.py [--iters N] [--repeats N] [--save-every N] [--only NAME …] [--json FILE]
 
-A tiny model (Linear 8×8, batches of 8, SGD), so that the loop and not the arithmetic is what is measured. The bare loop
-steps a scheduler, takes the time, and writes a line each 50 iterations, as the Runner's default hooks do.
+A tiny model (Linear 8×8, batches of 8, SGD), a scheduler stepped at each iteration, a line each 50, a checkpoint each
+500. Each contender lives in a process of its own; they take turns, one repeat at a time, in an order that changes. The
+mean iteration has everything in it, lines and saves too; the quiet one is the median. What comes before the 250th
+iteration or after the last doesn't count. The other trainers come with the extra `bench`; those that aren't installed
+are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
-import platform
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-import torch
-from torch import nn
+from report import conditions, save, table
 
-from eventrunner import Bus, Runner
-
-Data = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def make() -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    torch.manual_seed(0)
-    model = nn.Linear(8, 8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 10_000)
-
-
-def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {"loss": nn.functional.mse_loss(model(batch[0]), batch[1])}
-
-
-def bare(data: Data, folder: Path) -> float:
-    model, optimizer, scheduler = make()
-    began = mark = time.perf_counter()
-    with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
-        for step, batch in enumerate(data, 1):
-            waited = time.perf_counter() - mark
-            loss = loss_of(model, batch)["loss"]
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            scheduler.step()
-            now = time.perf_counter()
-            if step % 50 == 0:
-                row = {"step": step, "loss": loss.item(), "lr": scheduler.get_last_lr()[0], "time": now - mark}
-                file.write(json.dumps({**row, "data_time": waited}) + "\n")
-            mark = now
-    return (time.perf_counter() - began) / len(data)
+HERE = Path(__file__).resolve().parent
+BASELINE, OURS = "bare", "runner"
+CONTENDERS = (
+    BASELINE,
+    OURS,
+    "ignite",
+    "torchtnt",
+    "mmengine",
+    "keras",
+    "transformers",
+    "lightning",
+    "composer",
+)
+COLUMNS = ("loop", "version", "µs per iteration", "above the bare loop", "ratio", "quiet iteration", "quiet, above")
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
 
-def runner(data: Data, folder: Path, **hooks: object) -> float:
-    model, optimizer, scheduler = make()
-    run = Runner(
-        model=model,
-        work_dir=folder / "run",
-        train_step=loss_of,
-        optimizer=optimizer,
-        param_scheduler=dict(scheduler=scheduler, by_epoch=False),
-        train_dataloader=data,
-        train_cfg=dict(max_iters=len(data)),
-        default_hooks={"logger": dict(interval=50), "checkpoint": dict(interval=-1, save_last=False), **hooks},
-        bus=Bus(),
-        device="cpu",
-        progress=False,
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, name: str, log: IO[str]) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "peers.worker", name],
+            cwd=HERE,
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        self.said = self.hear()
+        self.failure: str | None = self.said.get("error")
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        assert isinstance(answer, dict)
+        return answer
+
+    def measure(self, order: dict[str, Any]) -> dict[str, float] | None:
+        """What one repeat took, or None where the contender fails, now or before."""
+        if self.failure is None:
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            answer = self.hear()
+            self.failure = answer.get("error")
+            if self.failure is None:
+                return answer
+        return None
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A variant and its repeats, in the order of the repeats."""
+
+    worker: Worker
+    variant: str
+    took: list[dict[str, float]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it does all that the task asks for."""
+        return bool(self.variant == self.worker.said["variants"][0])
+
+
+def take_turns(workers: list[Worker], repeats: int, order: dict[str, Any]) -> list[Turn]:
+    """Have each variant repeat, beginning with another one each time; without those that fail."""
+    turns = [Turn(worker, variant, []) for worker in workers for variant in worker.said.get("variants", ())]
+    for repeat in range(repeats):
+        first = repeat * len(turns) // repeats
+        for turn in turns[first:] + turns[:first]:
+            took = turn.worker.measure({"variant": turn.variant, **order})
+            if took is not None:
+                turn.took.append(took)
+        print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr)
+    return [turn for turn in turns if turn.worker.failure is None]
+
+
+def against(turn: Turn, base: Turn, what: str) -> list[float]:
+    """Median of *what*, of its difference to the bare loop of the same repeat, and of its ratio to it."""
+    pairs = [(took[what], bare[what]) for took, bare in zip(turn.took, base.took, strict=True)]
+    columns = zip(*((ours, ours - bare, ours / bare) for ours, bare in pairs), strict=True)
+    return [statistics.median(column) for column in columns]
+
+
+def verdict(rows: list[list[Any]], turns: list[Turn]) -> str:
+    """How the Runner does beside the best of the others that do all that the task asks for."""
+    above = {turn.worker.name: (turn.variant, row[3]) for turn, row in zip(turns, rows, strict=True) if turn.complete}
+    ours = above.pop(OURS, None)
+    above.pop(BASELINE)
+    if ours is None or not above:
+        return ""
+    best, least = min(above.values(), key=lambda pair: pair[1])
+    return f"{ours[0]}: {ours[1]:.1f} µs above the bare loop; the best of the others, {best}: {least:.1f} µs."
+
+
+def measured(names: list[str], repeats: int, order: dict[str, Any], log: IO[str]) -> dict[str, Any]:
+    """Run all of it; returns the report."""
+    workers = [Worker(name, log) for name in names]
+    try:
+        turns = take_turns(workers, repeats, order)
+    finally:
+        for worker in workers:
+            worker.close()
+    base = next((turn for turn in turns if turn.worker.name == BASELINE), None)
+    if base is None:
+        raise SystemExit(f"the bare loop failed: {workers[0].failure}")
+    rows = [
+        [turn.variant, turn.worker.said["version"], *against(turn, base, "mean"), *against(turn, base, "quiet")[:2]]
+        for turn in turns
+    ]
+    return {
+        "conditions": told(repeats, order),
+        "columns": COLUMNS,
+        "rows": rows,
+        "verdict": verdict(rows, turns),
+        "complete": [turn.complete for turn in turns],
+        "differences": {turn.variant: turn.worker.said["differs"] for turn in turns if turn.complete},
+        "left out": {worker.name: worker.failure for worker in workers if worker.failure is not None},
+        "repeats": {turn.variant: turn.took for turn in turns},
+    }
+
+
+def told(repeats: int, order: dict[str, Any]) -> str:
+    saves = f"a save each {order['save_every']}" if order["save_every"] else "no saves"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return conditions(
+        f"{order['iters']:,} iterations on one thread of {cores} usable cores",
+        f"a line each {order['log_every']}",
+        saves,
+        f"medians of {repeats} interleaved repeats",
     )
-    times: list[float] = []
-    run.on("before_train", priority=100)(lambda: times.append(time.perf_counter()))
-    run.on("after_train", priority=0)(lambda: times.append(time.perf_counter()))
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.train()
-    return (times[1] - times[0]) / len(data)
+
+
+def shown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = [report["conditions"] + ".", table(report["columns"], report["rows"])]
+    if report["verdict"]:
+        parts.append(report["verdict"])
+    lines = [f"- {name}: {' '.join(sentences)}" for name, sentences in report["differences"].items()]
+    parts.append("What they do more or less than the bare loop:\n\n" + "\n".join(lines))
+    if report["left out"]:
+        reasons = [f"{name} ({reason})" for name, reason in report["left out"].items()]
+        parts.append(f"Left out: {'; '.join(reasons)}.")
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--iters", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=500, help="0: never")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--log", default=os.devnull, metavar="FILE", help="where what the trainers print goes")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    data: Data = [(torch.randn(8, 8), torch.randn(8, 8)) for _ in range(args.iters)]
-    none = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
-    variants: dict[str, Callable[[Path], float]] = {
-        "bare loop": lambda folder: bare(data, folder),
-        "Runner, no hooks": lambda folder: runner(data, folder, **none),
-        "Runner, six default hooks": lambda folder: runner(data, folder),
-    }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(args.repeats):
-        for name, variant in variants.items():
-            with tempfile.TemporaryDirectory() as folder:
-                times[name].append(variant(Path(folder)))
-    base = statistics.median(times["bare loop"])
-    print(f"{args.iters} iterations, {args.repeats} interleaved repeats, medians; 1 thread of {os.cpu_count()} cores, ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}\n")
-    print("| loop | µs per iteration | above the bare loop | ratio |")
-    print("|---|---:|---:|---:|")
-    for name, values in times.items():
-        each = statistics.median(values)
-        print(f"| {name} | {each * 1e6:.1f} | {(each - base) * 1e6:+.1f} | {each / base:.2f} |")
+    names = [name for name in CONTENDERS if not args.only or name in (BASELINE, *args.only)]
+    order = {"iters": args.iters, "log_every": args.log_every, "save_every": args.save_every}
+    with open(args.log, "w", encoding="utf-8") as log:
+        report = measured(names, args.repeats, order, log)
+    if args.json:
+        save(args.json, report)
+    print(shown(report))
 
 
 if __name__ == "__main__":
