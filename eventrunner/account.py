@@ -162,7 +162,7 @@ def write_trace(path: Path, runner: Runner) -> None:
     commit.
     """
     lanes = runner.last_lanes
-    events = [*_inline(runner.ledger.spans or ()), *_saves(() if runner.saver is None else runner.saver.saves)]
+    events = [*_inline(runner.ledger.recorded()), *_saves(() if runner.saver is None else runner.saver.saves)]
     by_lane: dict[str, list[Span]] = defaultdict(list)
     for span in () if lanes is None else lanes.spans:
         by_lane[span.lane].append(span)

@@ -26,8 +26,9 @@ class Connection:
 
     ``target`` is the receiver, or a reference to it where ``weak``. ``payload`` is None where the site leaves it open.
     ``awaits`` says that the receiver is an ``async def``. ``task`` is what an emission puts into a lane instead of
-    calling the receiver; None where that runs inline. ``sender`` is held only where it can't be referred to weakly,
-    lest another object get its id.
+    calling the receiver; None where that runs inline. ``shortcut`` is what the receiver merely passes its arguments on
+    to: a function, the payload that it takes behind the sender, and a word that it takes last. ``sender`` is held only
+    where it can't be referred to weakly, lest another object get its id.
     """
 
     target: Receiver | weakref.ref[Receiver]
@@ -40,6 +41,7 @@ class Connection:
     location: str
     awaits: bool
     task: Task | None = None
+    shortcut: tuple[Receiver, tuple[str, ...], str] | None = None
     order: int = 0
     weak: bool = False
     sender: Any = None

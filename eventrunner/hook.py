@@ -18,7 +18,7 @@ from eventrunner.errors import HookError, OptionError, SignatureError, did_you_m
 from eventrunner.filters import parse_options
 from eventrunner.foreign import SITES, site_hint
 from eventrunner.priority import Priority, get_priority
-from eventrunner.signature import Receiver, label, where
+from eventrunner.signature import Receiver, is_plain, label, where
 from eventrunner.sites import RUN_SITES
 
 if TYPE_CHECKING:
@@ -273,11 +273,19 @@ class HookHandle:
         site.connect(method, self.sender, **options)
         self._connected.append((site, method, site.connection(method, self.sender)))
 
-    def locate(self, place: str) -> None:
-        """Say where the code of the method connected last is, if not in the method itself."""
+    def pass_on(self, fan_in: Receiver, mode: str) -> None:
+        """Say that the method connected last does nothing but call *fan_in*, so that emissions can do so themselves."""
         connection = self._connected[-1][2]
         if connection is not None:
-            connection.location = place
+            connection.location = where(fan_in)
+            payload, parameters = connection.payload or (), inspect.signature(fan_in).parameters
+            in_order = tuple(parameters) == ("runner", *payload, "mode")
+            if (
+                in_order
+                and is_plain(fan_in)
+                and not any(each.kind is each.KEYWORD_ONLY for each in parameters.values())
+            ):
+                connection.shortcut = fan_in, payload, mode
 
     def remove(self) -> None:
         """Disconnect every method of the hook from this sender; a second time does nothing."""
@@ -333,7 +341,7 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
             site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
             handle.connect(site, method, **chosen)
             if sources[name] in _FAN_IN:  # plans and errors point at the hook's own code, not at Hook's
-                handle.locate(where(getattr(hook, sources[name])))
+                handle.pass_on(getattr(hook, sources[name]), name.split("_")[1])
     except BaseException:  # a receiver of receiver_connected failed
         handle.remove()
         raise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from eventrunner.connection import Connection
 
-__all__ = ["Entry", "InlineSpan", "Ledger"]
+__all__ = ["LAPS", "Entry", "InlineSpan", "Laps", "Ledger"]
 
+LAPS = 64
+"""So many emissions of a plan are kept as they were before they are added up."""
 _LONGEST = 200_000
 
 
@@ -29,46 +30,89 @@ class Entry:
 InlineSpan = tuple[str, str, float, float]
 """Receiver, site, and when the call began and ended, by ``time.perf_counter``."""
 
+Lap = Sequence[float | None]
+"""One emission: when each inline receiver of the plan began and ended; None where it wasn't called."""
+
+
+class _Cell:
+    """The sums of one receiver at one site."""
+
+    def __init__(self, name: str, location: str, site: str) -> None:
+        self.name, self.location, self.site = name, location, site
+        self.calls, self.seconds = 0, 0.0
+
+
+class Laps:
+    """The latest emissions of one plan.
+
+    To append a tuple of the moments, of which the clock is read once between two receivers, is cheaper than to add to
+    two sums a receiver; sums are made of many emissions at once.
+    """
+
+    def __init__(self, cells: Sequence[_Cell], ledger: Ledger) -> None:
+        self.taken: list[Lap] = []
+        self._cells, self._ledger = cells, ledger
+
+    def add_up(self) -> None:
+        """Add what was taken to its receivers' accounts."""
+        laps, spans = self.taken[:], self._ledger.spans
+        del self.taken[: len(laps)]
+        for index, cell in enumerate(self._cells):
+            for lap in laps:
+                began, ended = lap[2 * index], lap[2 * index + 1]
+                if began is not None and ended is not None:
+                    cell.calls += 1
+                    cell.seconds += ended - began
+                    if spans is not None:
+                        spans.append((cell.name, cell.site, began, ended))
+
+    def __del__(self) -> None:
+        self.add_up()  # its plan was compiled anew, and the last emission of this one is over
+
 
 class Ledger:
     """What the inline receivers of one sender have cost.
 
-    A call costs a tenth of a microsecond more where it is kept account of. ``spans`` is None unless every single call
-    is to be recorded, for a trace; the last 200,000 are kept.
+    A call costs less than a tenth of a microsecond more where it is kept account of. ``spans`` is None unless every
+    single call is to be recorded, for a trace; the last 200,000 are kept.
     """
 
     def __init__(self) -> None:
         self.spans: deque[InlineSpan] | None = None
-        self._cells: dict[tuple[str, str, str], list[float]] = {}
+        self._cells: dict[tuple[str, str, str], _Cell] = {}
+        self._laps: weakref.WeakSet[Laps] = weakref.WeakSet()
 
     def record(self) -> None:
-        """Record every call from now on; plans compiled before must be compiled anew."""
+        """Record every call from now on."""
+        self._add_up()
         self.spans = deque(maxlen=_LONGEST) if self.spans is None else self.spans
+
+    def recorded(self) -> list[InlineSpan]:
+        """The calls that were recorded, site by site in order."""
+        self._add_up()
+        return list(self.spans or ())
 
     def reset(self) -> None:
         """Begin anew."""
+        self._add_up()
         for cell in self._cells.values():
-            cell[:] = [0, 0.0]
+            cell.calls, cell.seconds = 0, 0.0
         if self.spans is not None:
             self.spans.clear()
 
-    def timed(self, call: str, index: int, connection: Connection, namespace: dict[str, Any]) -> Iterator[str]:
-        """The source lines that make a call and add it to its receiver's account."""
-        key = (connection.name, connection.location, connection.site)
-        namespace[f"cell_{index}_"] = self._cells.setdefault(key, [0, 0.0])
-        namespace["clock_"] = time.perf_counter
-        yield "began_ = clock_()"
-        yield call
-        if self.spans is None:
-            yield f"cell_{index}_[1] += clock_() - began_"
-        else:
-            namespace["spans_"] = self.spans
-            yield "ended_ = clock_()"
-            yield f"cell_{index}_[1] += ended_ - began_"
-            yield f"spans_.append(({connection.name!r}, {connection.site!r}, began_, ended_))"
-        yield f"cell_{index}_[0] += 1"
+    def laps(self, connections: Sequence[Connection]) -> Laps:
+        """What a plan that calls these inline takes its times in."""
+        keys = [(each.name, each.location, each.site) for each in connections]
+        laps = Laps([self._cells.setdefault(key, _Cell(*key)) for key in keys], self)
+        self._laps.add(laps)
+        return laps
 
     def entries(self) -> list[Entry]:
         """The accounts of all receivers that were called, the costliest first."""
-        called = [Entry(*key, int(calls), seconds) for key, (calls, seconds) in self._cells.items() if calls]
+        self._add_up()
+        called = [Entry(*key, cell.calls, cell.seconds) for key, cell in self._cells.items() if cell.calls]
         return sorted(called, key=lambda entry: -entry.seconds)
+
+    def _add_up(self) -> None:
+        for laps in tuple(self._laps):
+            laps.add_up()

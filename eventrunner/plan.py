@@ -8,14 +8,15 @@ that nothing is written down while all goes well.
 from __future__ import annotations
 
 import keyword
+import time
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eventrunner.connection import Connection, Table, annotate, check_wanted
 from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, did_you_mean, listed
-from eventrunner.ledger import Ledger
+from eventrunner.ledger import LAPS, Ledger
 from eventrunner.offload import Context
 
 __all__ = ["Emissions", "Emit", "Emitters", "Plan", "PlanRow", "checked_payload", "compile_plan"]
@@ -33,7 +34,7 @@ def compile_plan(
     barriers: Sequence[str] = (),
     ledger: Ledger | None = None,
 ) -> Callable[..., None]:
-    """Build ``emit(sender, *, <given>)`` that waits for the lanes *barriers* and then calls *connections* in order.
+    """Build ``emit(sender, <given>)`` that waits for the lanes *barriers* and then calls *connections* in order.
 
     With a *ledger*, the time of each inline call is added to its account there.
 
@@ -41,81 +42,134 @@ def compile_plan(
         SignatureError: a receiver can't do without something that is not *given*.
     """
     namespace: dict[str, Any] = {"guards_": context.guards, "settle_": context.settle, "wait_": context.wait}
-    lines = [f"def emit({', '.join((_SENDER, '/', *(('*', *given) if given else ())))}):", "    try:"]
-    lines += [f"        wait_({_SENDER}, {lane!r}, {site!r})" for lane in barriers]
-    owners: dict[int, Connection] = {}
+    source = _Source(namespace, given, context, timed=ledger is not None)
+    for lane in barriers:
+        source.lines.append(f"wait_({_SENDER}, {lane!r}, {site!r})")
     for index, connection in enumerate(connections):
         check_wanted(connection, given)
-        for line in _call_lines(index, connection, given, namespace, context, ledger):
-            lines.append("        " + line)
-            owners[len(lines)] = connection
+        source.add(index, connection)
+    laps = None if ledger is None else ledger.laps(source.inline)
+    if laps is not None and source.inline:
+        namespace.update(clock_=time.perf_counter, taken_=laps.taken, take_=laps.taken.append, add_up_=laps.add_up)
+        source.lines += [f"take_(({', '.join(source.moments)}))", f"if len(taken_) >= {LAPS}: add_up_()"]
+    found = "locals()" if source.moments else "None"
+    lines = [
+        f"def emit({', '.join((_SENDER, '/', *given))}):",
+        "    try:",
+        *("        " + line for line in source.lines or ["pass"]),
+        "    except BaseException as error_:",
+        f"        failed_(error_, {_SENDER}, {found})",
+        "        raise",
+    ]
 
-    def failed(error: BaseException, sender: Any) -> None:
+    owners, moments = source.owners, source.moments  # not the source, whose namespace will have this function in it
+
+    def failed(error: BaseException, sender: Any, found: Mapping[str, Any] | None) -> None:
+        if laps is not None and found is not None:
+            laps.taken.append([found.get(moment) for moment in moments])
         # The first traceback entry is the generated frame: it was reached from there, and nothing is below it yet.
         line = error.__traceback__.tb_lineno if error.__traceback__ else 0
         if line in owners:
             annotate(error, owners[line], sender)
 
     namespace["failed_"] = failed
-    lines += [
-        "        pass",
-        "    except BaseException as error_:",
-        f"        failed_(error_, {_SENDER})",
-        "        raise",
-    ]
     exec(compile("\n".join(lines), f"<receivers of {site}>", "exec"), namespace)
     emit: Callable[..., None] = namespace.pop("emit")  # left there, a cycle would keep receivers until a collection
     emit.__qualname__ = f"{site}.emit"  # what a TypeError about its arguments calls it
     return emit
 
 
-def _call_lines(
-    index: int,
-    connection: Connection,
-    given: Sequence[str],
-    namespace: dict[str, Any],
-    context: Context,
-    ledger: Ledger | None,
-) -> Iterator[str]:
-    function = f"receiver_{index}_"
-    namespace[function] = connection.target
-    tests = []
-    if connection.weak:
-        yield f"live_{index}_ = {function}()"
-        function = f"live_{index}_"
-        tests.append(f"{function} is not None")
-    if connection.filter is not None:
-        namespace[f"passes_{index}_"] = connection.filter.passes
-        tests.append(f"passes_{index}_({_SENDER})")
-    wants, when_wants = connection.read(given)
-    if connection.options.when is not None:
-        namespace[f"when_{index}_"] = connection.options.when
-        tests.append(when_wants.source(f"when_{index}_", _SENDER, given))
-    indent = ""
-    if tests:
-        yield f"if {' and '.join(tests)}:"
-        indent = "    "
-    if connection.filter is not None:
-        namespace[f"fired_{index}_"] = connection.filter.fired
-        yield f"{indent}fired_{index}_({_SENDER})"
-    if connection.task is not None:
-        namespace[function] = context.offloader(connection)
-        yield indent + wants.source(function, _SENDER, given, f"{_SENDER}, ")
-        return
-    if connection.options.may_write:
-        yield f"{indent}if guards_: settle_()"
-    call = wants.source(function, _SENDER, given)
-    for line in [call] if ledger is None else ledger.timed(call, index, connection, namespace):
-        yield indent + line
+class _Source:
+    """The source lines of a plan, as it grows.
+
+    Attributes:
+        lines: The lines, without the indentation of a function's body.
+        owners: Whose each line is, by its number in the function, whose body begins at the third.
+        inline: The connections that are called and timed, in order.
+        moments: The variables of when each of them began and ended.
+    """
+
+    def __init__(self, namespace: dict[str, Any], given: Sequence[str], context: Context, timed: bool) -> None:
+        self.namespace, self.given, self.context, self.timed = namespace, given, context, timed
+        self.lines: list[str] = []
+        self.owners: dict[int, Connection] = {}
+        self.inline: list[Connection] = []
+        self.moments: list[str] = []
+        self._now = ""  # the variable that has the present moment
+
+    def add(self, index: int, connection: Connection) -> None:
+        """Call *connection* after those that were added before."""
+        before = len(self.lines)
+        indent = self._condition(index, connection)
+        if connection.task is not None:
+            self._offload(index, connection, indent)
+        else:
+            self._call(index, connection, indent)
+        if indent or connection.task is not None:
+            self._now = ""  # what else was done has taken time, too
+        self.owners.update(dict.fromkeys(range(before + 3, len(self.lines) + 3), connection))
+
+    def _condition(self, index: int, connection: Connection) -> str:
+        """Whether it is called at all; returns how far what depends on that is indented."""
+        tests = []
+        if connection.weak:
+            self.namespace[f"reference_{index}_"] = connection.target
+            self.lines.append(f"receiver_{index}_ = reference_{index}_()")
+            tests.append(f"receiver_{index}_ is not None")
+        else:
+            self.namespace[f"receiver_{index}_"] = connection.target
+        if connection.filter is not None:
+            self.namespace[f"passes_{index}_"] = connection.filter.passes
+            tests.append(f"passes_{index}_({_SENDER})")
+        if connection.options.when is not None:
+            self.namespace[f"when_{index}_"] = connection.options.when
+            tests.append(connection.read(self.given)[1].source(f"when_{index}_", _SENDER, self.given))
+        if not tests:
+            return ""
+        if self.timed and connection.task is None:
+            self.lines.append(f"began_{index}_ = ended_{index}_ = None")
+        self.lines.append(f"if {' and '.join(tests)}:")
+        if connection.filter is not None:
+            self.namespace[f"fired_{index}_"] = connection.filter.fired
+            self.lines.append(f"    fired_{index}_({_SENDER})")
+        return "    "
+
+    def _offload(self, index: int, connection: Connection, indent: str) -> None:
+        self.namespace[f"receiver_{index}_"] = self.context.offloader(connection)
+        call = connection.read(self.given)[0].source(f"receiver_{index}_", _SENDER, self.given, f"{_SENDER}, ")
+        self.lines.append(indent + call)
+
+    def _call(self, index: int, connection: Connection, indent: str) -> None:
+        receiver, shortcut = f"receiver_{index}_", connection.shortcut
+        call = connection.read(self.given)[0].source(receiver, _SENDER, self.given)
+        if shortcut is not None and shortcut[1] == tuple(self.given):
+            self.namespace[receiver] = shortcut[0]
+            call = f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
+        guard = ["if guards_: settle_()"] if connection.options.may_write else []
+        if not self.timed:
+            self.lines += [indent + line for line in (*guard, call)]
+            return
+        began, ended = f"began_{index}_", f"ended_{index}_"
+        if guard and self._now and not indent:
+            begin = [f"{began} = {self._now}", f"if guards_: settle_(); {began} = clock_()"]
+        elif guard or indent or not self._now:
+            begin = [*guard, f"{began} = clock_()"]
+        else:
+            begin, began = [], self._now
+        self.lines += [indent + line for line in (*begin, call, f"{ended} = clock_()")]
+        self.inline.append(connection)
+        self.moments += [began, ended]
+        self._now = ended
 
 
 class Emitters:
     """The compiled emissions of a bus for one sender: an attribute per site.
 
     The attribute is None where nothing would be called, so a loop pays an attribute load and a truth test for a site
-    without receivers: ``if emitters.after_train_iter: emitters.after_train_iter(runner, batch_idx=…, …)``. All of the
-    site's payload must be given, by keyword. Kept current by the sites; read the attribute anew at each emission.
-    With a ledger, the time that each receiver takes is kept there.
+    without receivers: ``if emitters.after_train_iter: emitters.after_train_iter(runner, index, batch, outputs)``. All
+    of the site's payload must be given, by keyword or, which is faster, in the order of its declaration. Kept current
+    by the sites; read the attribute anew at each emission. With a ledger, the time that each receiver takes is kept
+    there.
     """
 
     def __init__(self, sender_id: Hashable, ledger: Ledger | None = None) -> None:
@@ -143,7 +197,7 @@ class Emissions:
         self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
 
     def plan(self, sender_id: Hashable, given: tuple[str, ...]) -> Emit:
-        """``emit(sender, *, <given>)`` for one sender, compiled at its first use.
+        """``emit(sender, <given>)`` for one sender, compiled at its first use.
 
         Raises:
             SignatureError: *given* has a name that it can't have, or lacks one that a receiver needs.
@@ -203,7 +257,8 @@ class Emissions:
         """Compile at the first emission, not at each of the many connections before it."""
         owner = weakref.ref(emitters)  # the emitters hold the stub, which must not hold them
 
-        def first(sender: Any, /, **payload: Any) -> None:
+        def first(sender: Any, /, *ordered: Any, **payload: Any) -> None:
+            payload = {**dict(zip(self.payload or (), ordered, strict=False)), **payload}
             bound = owner()
             given = tuple(payload) if self.payload is None else self.payload
             ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above

@@ -459,7 +459,6 @@ class Runner:
             return
         self.trace_path = target
         self.ledger.record()
-        self.bus.refresh()
 
     def make_saver(self, **options: Any) -> Saver:
         """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""

@@ -19,7 +19,7 @@ from typing import Any
 from eventrunner.errors import SignatureError, did_you_mean, listed
 from eventrunner.task import is_async
 
-__all__ = ["SENDER", "Receiver", "Wants", "is_async", "label", "read_wants", "short_path", "where"]
+__all__ = ["SENDER", "Receiver", "Wants", "is_async", "is_plain", "label", "read_wants", "short_path", "where"]
 
 Receiver = Callable[..., Any]
 
@@ -38,9 +38,10 @@ _NEAR_DEFAULT = 0.86
 class Wants:
     """The arguments of a receiver's call; by default the sender and the whole payload.
 
-    ``positional`` is what goes by position, ``SENDER`` for the sender; ``keyword`` the keyword that takes the sender,
-    if one does. ``names`` are payload names that go by keyword, ``required`` those that have no default, ``fixed``
-    those that must not be passed even where ``rest``, a ``**kwargs``, would take them.
+    ``positional`` is what goes by position as far as all before it is given, ``SENDER`` for the sender; ``keyword`` the
+    keyword that takes the sender where it doesn't go so, and ``names`` the payload names of which that is true.
+    ``required`` are those that have no default, ``fixed`` those that must not be passed even where ``rest``, a
+    ``**kwargs``, would take them.
     """
 
     positional: tuple[str, ...] = (SENDER,)
@@ -58,7 +59,7 @@ class Wants:
         """The positional and keyword arguments of one call."""
         args = [sender if name == SENDER else payload[name] for name in self._by_position(payload)]
         kwargs = {name: payload[name] for name in self._by_keyword(payload)}
-        if self.keyword is not None:
+        if self.keyword is not None and SENDER not in self._by_position(payload):
             kwargs[self.keyword] = sender
         return args, kwargs
 
@@ -66,16 +67,18 @@ class Wants:
         """The source text of one call of *function*, with *before* in front of its arguments."""
         parts = [sender if name == SENDER else name for name in self._by_position(given)]
         parts += [f"{name}={name}" for name in self._by_keyword(given)]
-        if self.keyword is not None:
+        if self.keyword is not None and SENDER not in self._by_position(given):
             parts.append(f"{self.keyword}={sender}")
         return f"{function}({before}{', '.join(parts)})"
 
-    def _by_position(self, given: Collection[str]) -> Iterable[str]:
+    def _by_position(self, given: Collection[str]) -> tuple[str, ...]:
         # What comes after a name that isn't given would be taken for it; such parameters have defaults.
-        return itertools.takewhile(lambda name: name == SENDER or name in given, self.positional)
+        return tuple(itertools.takewhile(lambda name: name == SENDER or name in given, self.positional))
 
-    def _by_keyword(self, given: Iterable[str]) -> list[str]:
-        return [n for n in given if n in self.names or (self.rest and n not in self.fixed and n not in self.positional)]
+    def _by_keyword(self, given: Collection[str]) -> list[str]:
+        rest = [n for n in given if n in self.names or (self.rest and n not in self.fixed and n not in self.positional)]
+        placed = self._by_position(given)
+        return [name for name in rest if name not in placed]
 
 
 def read_wants(receiver: Receiver, site: str, payload: tuple[str, ...]) -> Wants:
@@ -105,6 +108,7 @@ class _Reader:
         self.names: set[str] = set()
         self.required: set[str] = set()
         self.rest = False
+        self.in_order = is_plain(receiver)  # Python calls it faster by position, and so far all parameters can go so
 
     def read(self, parameters: list[inspect.Parameter]) -> Wants:
         parameters = [parameter for parameter in parameters if parameter.name not in self.fixed]
@@ -131,9 +135,12 @@ class _Reader:
         return first if by_position and own and first.default is first.empty else None
 
     def _pass_sender(self, parameter: inspect.Parameter, first: bool) -> None:
-        if parameter.kind is parameter.POSITIONAL_ONLY or (first and parameter.kind is not parameter.KEYWORD_ONLY):
+        in_order = first or self.in_order
+        if parameter.kind is parameter.POSITIONAL_ONLY or (in_order and parameter.kind is not parameter.KEYWORD_ONLY):
             self.positional.append(SENDER)
-        else:
+        if parameter.kind is parameter.KEYWORD_ONLY or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not first
+        ):
             self.keyword = parameter.name
 
     def _sort(self, parameter: inspect.Parameter) -> None:
@@ -145,14 +152,17 @@ class _Reader:
             self._take(parameter)
         elif parameter.default is parameter.empty or self._near(parameter.name, _NEAR_DEFAULT):
             raise self._unknown(parameter.name)
-        elif parameter.kind is parameter.POSITIONAL_ONLY:
-            self.positional.append(parameter.name)  # never given, so that nothing behind it takes its place
+        else:
+            self.in_order = False
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                self.positional.append(parameter.name)  # never given, so that nothing behind it takes its place
 
     def _take(self, parameter: inspect.Parameter) -> None:
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            self.positional.append(parameter.name)
-        else:
+        if parameter.kind is not parameter.POSITIONAL_ONLY:
             self.names.add(parameter.name)
+            self.in_order = self.in_order and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if parameter.kind is parameter.POSITIONAL_ONLY or self.in_order:
+            self.positional.append(parameter.name)
         if parameter.default is parameter.empty:
             self.required.add(parameter.name)
 
@@ -165,6 +175,12 @@ class _Reader:
             f"{label(self.receiver)} in {where(self.receiver)} asks for {name!r}; "
             f"{self.site!r} offers {listed(offers)}{did_you_mean(name, offers) or '.'}"
         )
+
+
+def is_plain(receiver: Receiver) -> bool:
+    """Whether the signature is that of the very code that a call reaches: a wrapper might take keywords only."""
+    function = getattr(receiver, "__func__", receiver)
+    return inspect.isfunction(function) and not hasattr(function, "__wrapped__")
 
 
 def _innermost(receiver: Receiver) -> Any:

@@ -168,7 +168,7 @@ def test_an_emission_with_a_wrong_payload_is_an_error(
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        ({}, "after_val_epoch.emit() missing 1 required keyword-only argument: 'metrics'"),
+        ({}, "after_val_epoch.emit() missing 1 required positional argument: 'metrics'"),
         ({"metrics": 1, "step": 2}, "after_val_epoch.emit() got an unexpected keyword argument 'step'"),
     ],
 )

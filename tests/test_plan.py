@@ -66,7 +66,7 @@ def test_a_plan_for_a_part_of_the_payload_passes_on_that_part() -> None:
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        ({"dish": 1}, "lunch.emit() missing 1 required keyword-only argument: 'guests'"),
+        ({"dish": 1}, "lunch.emit() missing 1 required positional argument: 'guests'"),
         ({"dish": 1, "guests": 2, "wine": 3}, "lunch.emit() got an unexpected keyword argument 'wine'"),
     ],
 )
