@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import numbers
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
 
@@ -20,7 +22,7 @@ import torch
 
 from eventrunner.errors import OptionError, UnknownScalarError, did_you_mean, listed
 
-__all__ = ["HistoryBuffer", "MessageHub", "Scalar"]
+__all__ = ["HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
 
 Scalar: TypeAlias = SupportsFloat
 """An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
@@ -54,13 +56,27 @@ def _number(value: Any) -> float:
     raise _not_a_scalar(value)
 
 
+def scalar_of(value: object) -> float | torch.Tensor | None:
+    """The number as a float, or the tensor itself where reading it would wait for a device; None for what is none."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            return None
+        if not value.is_cpu:
+            return None if value.dtype == torch.bool or value.is_complex() else value
+        value = value.item()
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return float(value)
+
+
 def _checked(value: Scalar) -> float | torch.Tensor:
-    """The number as a float, or the tensor itself."""
-    if not isinstance(value, torch.Tensor):
-        return _number(value)
-    if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
+    """The number as a float, or where that would wait for a device, a copy of the tensor."""
+    scalar = scalar_of(value) if isinstance(value, torch.Tensor) else _number(value)
+    if scalar is None:
         raise _not_a_scalar(value)
-    return value
+    return scalar.detach().clone() if isinstance(scalar, torch.Tensor) else scalar
 
 
 def _positive(value: int, what: str) -> int:
@@ -69,17 +85,17 @@ def _positive(value: int, what: str) -> int:
     return value
 
 
-def _read(values: Sequence[float | torch.Tensor]) -> list[float]:
-    """All values as floats, with one transfer per device and dtype among them."""
-    numbers = [0.0 if isinstance(value, torch.Tensor) else value for value in values]
+def _read(entries: list[tuple[float | torch.Tensor, int]]) -> list[tuple[float, int]]:
+    """The entries with every value a float: one transfer per device and dtype among them."""
+    read: list[Any] = list(entries)
     groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor]]] = {}
-    for i, value in enumerate(values):
-        if isinstance(value, torch.Tensor):
+    for i, (value, _) in enumerate(entries):
+        if not isinstance(value, float):
             groups.setdefault((value.device, value.dtype), []).append((i, value.reshape(())))
     for group in groups.values():
         for (i, _), number in zip(group, torch.stack([tensor for _, tensor in group]).tolist(), strict=True):
-            numbers[i] = float(number)
-    return numbers
+            read[i] = float(number), entries[i][1]
+    return read
 
 
 def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
@@ -108,9 +124,9 @@ def _smaller(a: float, b: float) -> float:
 class HistoryBuffer:
     """The values of one scalar over time, each with a count (how many samples it is the mean of).
 
-    An update is O(1). A tensor isn't read by it, so that nobody waits for the device: it is copied where it is, since
-    its owner may write to it (an optimizer to a parameter, a CUDA graph to its outputs), and all that are unread are
-    fetched together by the first call that looks, or by every 1,000th update.
+    An update is O(1): it appends, and what it appended is added up by the first call that looks, or by every 1,000th
+    update. A tensor on a device isn't read by it, so that nobody waits: it is copied where it is, since its owner may
+    write to it (an optimizer to a parameter, a CUDA graph to its outputs), and all of these are fetched together.
 
     Over all updates (``window_size=None``) the answers come from running totals: they take O(1) and cover entries
     that are no longer held. NaN is kept: the mean, max and min over a NaN are NaN.
@@ -132,6 +148,7 @@ class HistoryBuffer:
         self.max_length = _positive(max_length, "max_length")
         self._entries: deque[tuple[float, int]] = deque(maxlen=max_length)
         self._pending: list[tuple[float | torch.Tensor, int]] = []
+        self._unread = False  # whether tensors are among the pending
         self._sum, self._count, self._max, self._min = 0.0, 0, 0.0, 0.0  # over all updates; max and min need one
         values, counts = list(log_history), list(count_history)
         if len(values) != len(counts):
@@ -148,34 +165,36 @@ class HistoryBuffer:
         # Every iteration comes through here several times: what is plainly a float and a count isn't looked at twice.
         if type(count) is not int or count < 1:
             count = _positive(count, "count")
-        checked = value if type(value) is float else _checked(value)
-        if isinstance(checked, float) and not self._pending:
-            self._add(checked, count)
-            return
-        if isinstance(checked, torch.Tensor):
-            checked = checked.detach().clone()
-        self._pending.append((checked, count))
+        if type(value) is not float:
+            value = _checked(value)
+            self._unread = self._unread or isinstance(value, torch.Tensor)
+        self._pending.append((value, count))
         if len(self._pending) >= _UNREAD:
             self._settled()
 
-    def _add(self, value: float, count: int) -> None:
-        # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
-        if not self._count or value > self._max or value != value:
-            self._max = value
-        if not self._count or value < self._min or value != value:
-            self._min = value
-        self._sum += value * count
-        self._count += count
-        self._entries.append((value, count))
-
     def _settled(self) -> deque[tuple[float, int]]:
-        """The entries, with the pending ones read; if that fails (a device error) they stay pending."""
+        """The entries, with the pending ones added up; if a device fails at being read, they stay pending."""
         if self._pending:
-            numbers = _read([value for value, _ in self._pending])
-            pending, self._pending = self._pending, []
-            for number, (_, count) in zip(numbers, pending, strict=True):
-                self._add(number, count)
+            entries: list[Any] = _read(self._pending) if self._unread else self._pending
+            self._add(entries)
+            self._entries.extend(entries)
+            self._pending, self._unread = [], False
         return self._entries
+
+    def _add(self, entries: list[tuple[float, int]]) -> None:
+        """Take *entries* into the totals, one after another: a sum in another order would be another float."""
+        total, number, largest, smallest = self._sum, self._count, self._max, self._min
+        if not number:
+            largest = smallest = entries[0][0]
+        for value, count in entries:
+            # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
+            if value > largest or value != value:
+                largest = value
+            if value < smallest or value != value:
+                smallest = value
+            total += value * count
+            number += count
+        self._sum, self._count, self._max, self._min = total, number, largest, smallest
 
     def _latest(self, what: str, window_size: int | None = None) -> list[tuple[float, int]]:
         """The entries of a window, oldest first; without a window none, but it is checked that there are any."""
@@ -264,7 +283,8 @@ class HistoryBuffer:
         total, count, largest, smallest = (_number(state[name]) for name in _STATE[2:])
         if count < sum(counts) or bool(count) != bool(values):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
-        self._entries, self._pending = deque(zip(values, counts, strict=True), maxlen=self.max_length), []
+        self._entries = deque(zip(values, counts, strict=True), maxlen=self.max_length)
+        self._pending, self._unread = [], False
         self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
 
 
@@ -313,6 +333,33 @@ def _check_key(kind: str, key: object, flags: Mapping[str, bool], resumed: bool)
         raise OptionError(f"the key of {kind} must be a str, not {key!r}.")
     if flags.get(key, resumed) != resumed:
         raise OptionError(f"{kind} {key!r} can't be set with resumed={resumed}: this run has set it otherwise.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Stands in the hub for an info that is asked for when somebody looks."""
+
+    read: Callable[[], Any]
+
+
+class _Infos(Mapping[str, Any]):
+    """A live view of the infos that can't be written to."""
+
+    def __init__(self, infos: Mapping[str, Any]) -> None:
+        self._infos = infos
+
+    def __getitem__(self, key: str) -> Any:
+        info = self._infos[key]
+        return info.read() if isinstance(info, _Asked) else info
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class MessageHub:
@@ -369,7 +416,7 @@ class MessageHub:
     @property
     def runtime_info(self) -> Mapping[str, Any]:
         """All info; a live view that can't be written to."""
-        return MappingProxyType(self._infos)
+        return _Infos(self._infos)
 
     def update_scalar(self, key: str, value: Scalar, count: int = 1, resumed: bool = True) -> None:
         """Append to a history, which begins with its first value; the cost is :meth:`HistoryBuffer.update`'s.
@@ -380,9 +427,8 @@ class MessageHub:
         if self._scalar_resumed.get(key) != resumed:
             _check_key("scalar", key, self._scalar_resumed, resumed)
             _entry(key, value, count)
-            self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
         try:
-            self._scalars[key].update(value, count)
+            self.history(key, resumed).update(value, count)
         except OptionError as error:
             raise OptionError(f"scalar {key!r}: {error}") from None
 
@@ -397,6 +443,19 @@ class MessageHub:
             _check_key("scalar", key, self._scalar_resumed, resumed)
         for key, (checked, count) in entries.items():
             self.update_scalar(key, checked, count, resumed)
+
+    def history(self, key: str, resumed: bool = True) -> HistoryBuffer:
+        """The history of a scalar, begun where there is none, for who updates it at each iteration.
+
+        It stays the scalar's own, also where a state is loaded.
+
+        Raises:
+            OptionError: the key has the other ``resumed``.
+        """
+        if key not in self._scalars:
+            _check_key("scalar", key, self._scalar_resumed, resumed)
+            self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
+        return self._scalars[key]
 
     def get_scalar(self, key: str) -> HistoryBuffer:
         """The history of a scalar.
@@ -436,14 +495,26 @@ class MessageHub:
         self._infos.update(info_dict)
         self._info_resumed.update(dict.fromkeys(info_dict, resumed))
 
+    def provide_info(self, key: str, read: Callable[[], Any]) -> None:
+        """Have *read* called for an info whenever somebody looks, so that nothing is done while nobody does.
+
+        It isn't saved with the run; :meth:`update_info` takes its place.
+
+        Raises:
+            OptionError: the key is that of an info that is saved.
+        """
+        self.update_info(key, _Asked(read), resumed=False)
+
     def get_info(self, key: str, default: Any = None) -> Any:
         """The info itself, not a copy, or *default* where there is none."""
-        return self._infos.get(key, default)
+        return _Infos(self._infos).get(key, default)
 
     def pop_info(self, key: str, default: Any = None) -> Any:
         """Remove an info and return it, or *default* where there is none; its ``resumed`` is forgotten too."""
+        info = self.get_info(key, default)
         self._info_resumed.pop(key, None)
-        return self._infos.pop(key, default)
+        self._infos.pop(key, None)
+        return info
 
     def state_dict(self) -> dict[str, Any]:
         """What is saved with the run: the resumed scalars and infos, as plain data; tensors are not copied.
@@ -473,5 +544,8 @@ class MessageHub:
             _check_key("scalar", key, self._scalar_resumed, resumed=True)
             scalar.load_state_dict(state["log_scalars"][key])
         self.update_info_dict(infos)
+        for key in scalars.keys() & self._scalars.keys():
+            self._scalars[key].load_state_dict(state["log_scalars"][key])  # the object stays: others hold it
+            scalars[key] = self._scalars[key]
         self._scalars = {key: self._scalars[key] for key, kept in self._scalar_resumed.items() if not kept} | scalars
         self._scalar_resumed = {key: key in scalars for key in self._scalars}

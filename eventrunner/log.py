@@ -8,6 +8,7 @@ pipe it has the UTC time first and ``key=value`` pairs. ``log.txt`` has the term
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -117,9 +118,9 @@ class RowLog:
         _end_torn_line(path)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row, which another process can read when this returns."""
-        self._file.write(json.dumps(row) + "\n")
+    def write(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows, which another process can read when this returns."""
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._file.flush()
 
     def sync(self) -> None:
@@ -178,15 +179,19 @@ def _line(level: str, event: Mapping[str, Any]) -> str:
 
 def _piped(level: str, event: Mapping[str, Any]) -> str:
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    own = {"time": time, "level": level, "event": event["event"]}
-    fields = {re.sub(r"\s", "_", key): value for key, value in event.items() if key not in (*_OWN, "line")}
-    return str(_logfmt(None, "", {key: _plain(value) for key, value in {**own, **fields}.items()}))
+    fields = {_key(key): _plain(value) for key, value in event.items() if key not in (*_OWN, "line")}
+    return str(_logfmt(None, "", {"time": time, "level": level, "event": _plain(event["event"]), **fields}))
+
+
+@functools.cache
+def _key(key: str) -> str:
+    return re.sub(r"\s", "_", key)
 
 
 def _plain(value: Any) -> str:
     """A value with what would move the cursor spelt out; the renderer does so with line breaks."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return text if text.isprintable() else _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _encodable(text: str, stream: Any) -> str:

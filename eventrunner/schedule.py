@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,11 +23,11 @@ class Schedule:
     scheduler: Any  # torch types the step of a plateau scheduler apart from that of the others
     by_epoch: bool
     monitor: str | None = None
+    needs_metric: bool = field(init=False)
+    """Whether ``step`` takes a metric, after a validation, instead of counting."""
 
-    @property
-    def needs_metric(self) -> bool:
-        """Whether ``step`` takes a metric, after a validation, instead of counting."""
-        return isinstance(self.scheduler, ReduceLROnPlateau)
+    def __post_init__(self) -> None:
+        self.needs_metric = isinstance(self.scheduler, ReduceLROnPlateau)
 
     def step(self, *metric: float) -> None:
         """One step of the scheduler."""
@@ -65,10 +65,9 @@ def build_schedules(
     return _build_list(given, by_epoch, list(optimizers.values()), metrics)
 
 
-def all_schedules(schedules: Schedules) -> Iterator[Schedule]:
+def all_schedules(schedules: Schedules) -> list[Schedule]:
     """Every schedule, in order."""
-    for part in schedules.values() if isinstance(schedules, dict) else [schedules]:
-        yield from part
+    return schedules if isinstance(schedules, list) else [each for part in schedules.values() for each in part]
 
 
 def _build_list(given: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str, ...] | None) -> list[Schedule]:

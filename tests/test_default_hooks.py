@@ -73,7 +73,6 @@ def test_the_plan_says_who_runs_where(make_runner: MakeRunner) -> None:
         ["90", "CheckpointHook"],
     ]
     assert blocks["before_train_epoch"] == [
-        ["10", "RuntimeInfoHook"],
         ["50", "IterTimerHook"],
         ["50", "DistSamplerSeedHook"],
         ["60", "LoggerHook"],

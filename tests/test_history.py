@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import same
+from tiny import on_device, same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eventrunner.checkpoint.codec import decode, encode
@@ -238,7 +238,7 @@ def test_a_history_without_entries_says_so(what: str, window: tuple[int, ...]) -
 
 def test_an_update_reads_no_tensor() -> None:
     """Between two reads nothing is fetched from a device; then everything is, in one go."""
-    losses = [torch.tensor(float(i)) for i in range(5)]
+    losses = [on_device(float(i)) for i in range(5)]
     buffer = HistoryBuffer()
 
     with Operations() as at_update:
@@ -253,9 +253,20 @@ def test_an_update_reads_no_tensor() -> None:
     assert mean == 2.0
 
 
+def test_a_tensor_on_the_cpu_is_read_at_once() -> None:
+    """Nobody is waited for, and it is neither copied nor kept."""
+    buffer, loss = HistoryBuffer(), torch.tensor(2.0, requires_grad=True)
+
+    with Operations() as operations:
+        buffer.update(loss)
+
+    assert operations.names == ["_local_scalar_dense"]
+    assert buffer.current() == 2.0
+
+
 def test_what_was_read_is_not_read_again() -> None:
     """A second look costs no transfer."""
-    buffer = HistoryBuffer([torch.tensor(1.0)], [1])
+    buffer = HistoryBuffer([on_device(1.0)], [1])
     buffer.mean()
 
     with Operations() as operations:
@@ -267,11 +278,11 @@ def test_what_was_read_is_not_read_again() -> None:
 def test_tensors_of_different_kinds_and_numbers_keep_their_order() -> None:
     """One transfer per kind, and the history is as it was given."""
     values: list[Any] = [
-        torch.tensor(1),
-        torch.tensor(2.0),
+        on_device(1, torch.int64),
+        on_device(2.0),
         3,
-        torch.tensor([4]),
-        torch.tensor(5.0, dtype=torch.float64),
+        on_device(4, torch.int64).reshape(1),
+        on_device(5.0, torch.float64),
         6.0,
     ]
     buffer = HistoryBuffer(values, range(1, 7))
@@ -286,7 +297,7 @@ def test_tensors_of_different_kinds_and_numbers_keep_their_order() -> None:
 def test_a_thousand_unread_tensors_are_read_unasked() -> None:
     """What is pending is bounded."""
     buffer = HistoryBuffer()
-    one = torch.tensor(1.0)
+    one = on_device(1.0)
     for _ in range(999):
         buffer.update(one)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import MakeRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import TIMES, batches, linear, rows, same, train_step, weights
+from tiny import TIMES, OnDevice, batches, linear, rows, same, train_step, weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -511,8 +511,12 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_quiet_iteration_reads_no_tensor(make: Callable[..., Runner]) -> None:
-    """All default hooks together fetch nothing but where a row is due, and there the losses at once."""
+    """All default hooks together fetch nothing from a device but where a row is due, and there the losses at once."""
     reads, quiet, loud = Reads(), [], []
+
+    def step(model: nn.Module, batch: Any) -> dict[str, Any]:
+        loss = train_step(model, batch)["loss"]
+        return {"loss": loss, "shown": loss.detach().as_subclass(OnDevice)}
 
     def before(runner: Runner, batch_idx: int) -> None:
         reads.seen.clear()
@@ -520,13 +524,14 @@ def test_a_quiet_iteration_reads_no_tensor(make: Callable[..., Runner]) -> None:
     def after(runner: Runner, batch_idx: int) -> None:
         (loud if (batch_idx + 1) % 4 == 0 else quiet).extend(reads.seen)
 
-    runner = make(run={"default_hooks": {"logger": {"interval": 4}}, "count": 8, "epochs": 1})
+    runner = make(run={"default_hooks": {"logger": {"interval": 4}}, "train_step": step, "count": 8, "epochs": 1})
     runner.on("before_train_iter", priority="HIGHEST")(before)
     runner.on("after_train_iter", priority="LOWEST")(after)
     with reads:
         runner.train()
-    assert quiet == []
-    assert loud == ["aten.stack.default"] * 2
+    on_the_cpu = "aten._local_scalar_dense.default"  # the loss itself, which is there already
+    assert quiet == [on_the_cpu] * 6
+    assert loud == [on_the_cpu, "aten.stack.default"] * 2
 
 
 # What is refused

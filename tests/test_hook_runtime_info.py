@@ -45,7 +45,7 @@ def test_counters_are_those_of_the_runner_at_each_site(make_runner: MakeRunner) 
     """0-based, and with the ends planned."""
     looks = Looks("epoch", "iter", "max_epochs", "max_iters", "loop_stage")
     make_runner(default_hooks=QUIET, custom_hooks=[looks]).train()
-    counters = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 2), (1, 3)]
+    counters = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 2), (1, 2), (1, 3)]
     assert looks.seen == [(epoch, count, 2, 4, "train") for epoch, count in counters]
 
 

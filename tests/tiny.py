@@ -131,3 +131,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     """``log.jsonl`` without what the clock says."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says that it is on a device, where reading it would be a wait; most machines have none."""
+
+    is_cpu = False  # type: ignore[assignment]
+
+
+def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of one number that says so."""
+    return torch.tensor(value, dtype=dtype).as_subclass(OnDevice)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
+from eventrunner.state import Progress
 
 if TYPE_CHECKING:
+    from eventrunner.history import HistoryBuffer
     from eventrunner.runner import Runner
 
 __all__ = ["IterTimerHook"]
@@ -30,27 +32,46 @@ class IterTimerHook(Hook):
         self._mark = 0.0  # when the wait for this iteration's batch began
         self._began = 0.0
         self._first_iter = 0
+        self._waited: dict[str, HistoryBuffer] = {}  # the hub's own, by mode
+        self._took: dict[str, HistoryBuffer] = {}
+        self._progress = Progress()
+        self._planned: int | None = None  # iterations, asked for once an epoch: a loader may reckon its length anew
+
+    def before_run(self, runner: Runner) -> None:
+        """Forget the histories of another run."""
+        self._waited, self._took = {}, {}
 
     def before_train(self, runner: Runner) -> None:
         """Begin the clock that the remaining time is reckoned from."""
         self._began, self._first_iter = time.perf_counter(), runner.iter
+        self._progress = runner.progress
+        runner.message_hub.provide_info("eta", self._left)
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
-        self._mark = time.perf_counter()
+        self._mark, self._planned = time.perf_counter(), runner.max_iters
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
-        runner.message_hub.update_scalar(f"{mode}/data_time", time.perf_counter() - self._mark)
+        history = self._waited.get(mode)
+        if history is None:
+            history = self._waited[mode] = runner.message_hub.history(f"{mode}/data_time")
+        history.update(time.perf_counter() - self._mark)
 
     def _after_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
     ) -> None:
+        history = self._took.get(mode)
+        if history is None:
+            history = self._took[mode] = runner.message_hub.history(f"{mode}/time")
         now = time.perf_counter()
-        runner.message_hub.update_scalar(f"{mode}/time", now - self._mark)
+        history.update(now - self._mark)
         self._mark = now
-        if mode == "train" and runner.max_iters is not None:
-            done = runner.iter + 1 - self._first_iter
-            left = (now - self._began) / done * (runner.max_iters - runner.iter - 1)
-            runner.message_hub.update_info("eta", left, resumed=False)
+
+    def _left(self) -> float | None:
+        """The seconds that the rest of the training will take at the pace so far; None where nobody can tell."""
+        done = self._progress.step - self._first_iter
+        if not done or self._planned is None:
+            return None
+        return (self._mark - self._began) / done * (self._planned - self._progress.step)
 
     def after_val(self, runner: Runner) -> None:
         """A validation is no part of the next iteration."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import math
 import os
 import re
 import time
@@ -33,6 +35,7 @@ _SMOOTHED = re.compile(r"loss|time|grad_norm")
 _RATE = re.compile(r"[/.]lr(/|$)")
 _TIME = re.compile(r"/(data_)?time$")
 _APART = re.compile(r"[/.](lr(/|$)|((data_)?time|grad_norm)$)")
+_TOGETHER = 0.1  # seconds: waking who writes costs the training more than a row does
 _WINDOW = 1_000  # as many values of a history survive a resume
 # The columns of a line, from left to right; a key is in the first group that it begins with.
 _COLUMNS = ("train/", "val/", "lr", "took", "saved", "eta")
@@ -46,7 +49,8 @@ class LoggerHook(Hook):
     of the epoch that produced the row, from 1), then ``train/…`` or ``val/…`` keys with plain floats. The same rows
     go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size* iterations, the rest
     are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
-    training, and are on the disk before a save of the same step is committed. In a resumed run, they are first cut back
+    training, rows that come within a tenth of a second together, and are on the disk before a save of the same step is
+    committed. In a resumed run, they are first cut back
     to where it goes on.
 
     Args:
@@ -105,6 +109,8 @@ class LoggerHook(Hook):
         self._held: deque[dict[str, Any]] = deque()  # lines that wait for the saves of their steps to be committed
         self._widths: dict[str, int] = {}
         self._saved: list[tuple[int, str]] = []
+        self._unwritten: list[dict[str, Any]] = []  # rows that come so fast that they are written together
+        self._written = -math.inf
         self._failure: BaseException | None = None
         self._last_row = -1
         self._epoch_start = 0
@@ -144,7 +150,7 @@ class LoggerHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a row where one is due."""
-        if self.every_n_inner_iters(batch_idx, self.interval):
+        if (batch_idx + 1) % self.interval == 0:
             self._log_interval(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -152,6 +158,7 @@ class LoggerHook(Hook):
         taken = max(runner.iter - self._epoch_start, 1)
         if self._last_row != runner.iter and (not self.ignore_last or taken < self.interval):
             self._log_interval(runner, runner.iter)
+        self._write_held(runner)
         if _by_epoch(runner):
             event = _heading(runner, runner.iter, self.log_metric_by_epoch)
             self._line = {"event": event, "step": runner.iter, **_over(runner, taken)}
@@ -172,6 +179,7 @@ class LoggerHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Have what was written so far reach the disk before the save is committed: else a resumed run has a gap."""
         if self._rows is not None:
+            self._write_held(runner)
             self._offload(runner, self._syncing, self._rows, self._events)
 
     def on_exception(self, runner: Runner, exception: BaseException) -> None:
@@ -187,6 +195,7 @@ class LoggerHook(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
+        self._write_held(runner)
         if runner.lanes is not None:
             runner.lanes.wait(LOG_LANE, label="end")
         for opened in (self._rows, self._events):
@@ -213,7 +222,7 @@ class LoggerHook(Hook):
         scalars = {}
         for key, buffer in runner.message_hub.log_scalars.items():
             if key.startswith("train/") and len(buffer):
-                scalars[key] = buffer.mean(self.window_size) if _SMOOTHED.search(key) else buffer.current()
+                scalars[key] = buffer.mean(self.window_size) if _is_smoothed(key) else buffer.current()
         self._last_row = step
         self._write_row(runner, scalars, step)
         if not _by_epoch(runner):
@@ -222,6 +231,7 @@ class LoggerHook(Hook):
     def _log_metrics(self, runner: Runner, mode: str, metrics: dict[str, float]) -> None:
         scalars = {f"{mode}/{name}": value for name, value in metrics.items()}
         self._write_row(runner, scalars, runner.iter)
+        self._write_held(runner)
         if runner.mode == "train" and self._line:
             self._line.update(scalars)
         elif runner.mode == "train":
@@ -237,9 +247,20 @@ class LoggerHook(Hook):
         if self.tensorboard and runner.is_main and self._events is None:
             self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
         if self._rows is not None:
-            self._offload(runner, self._writing, self._rows, self._events, row)
+            self._unwritten.append(row)
+            now = time.perf_counter()
+            if now - self._written >= _TOGETHER or not self.offload:
+                self._write_held(runner)
+                self._written = now
         runner.scalars = scalars
-        runner.call_hook("on_log", scalars=scalars, step=step)
+        if runner.emitters.on_log:
+            runner.emitters.on_log(runner, scalars=scalars, step=step)
+
+    def _write_held(self, runner: Runner) -> None:
+        """Have the rows written that were held back."""
+        if self._unwritten and self._rows is not None:
+            rows, self._unwritten = self._unwritten, []
+            self._offload(runner, self._writing, self._rows, self._events, rows)
 
     def _offload(self, runner: Runner, task: Task, *arguments: Any) -> None:
         if runner.lanes is not None and self.offload:
@@ -248,9 +269,9 @@ class LoggerHook(Hook):
             task.call(*arguments)
 
     @staticmethod
-    def _write_files(rows: RowLog, events: Any, row: Mapping[str, Any]) -> None:
-        rows.write(row)
-        if events is not None:
+    def _write_files(log: RowLog, events: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        log.write(*rows)
+        for row in rows if events is not None else ():
             _add_events(events, row)
 
     @staticmethod
@@ -348,9 +369,25 @@ def _by_epoch(runner: Runner) -> bool:
 
 def _over(runner: Runner, iterations: int) -> dict[str, float]:
     """What an epoch's line has of its training: means, and the learning rates of its last iteration."""
-    buffers = {key: buffer for key, buffer in runner.message_hub.log_scalars.items() if key.startswith("train/")}
+    histories = runner.message_hub.log_scalars.items()
+    buffers = {key: buffer for key, buffer in histories if key.startswith("train/") and len(buffer)}
     means = {key: buffer.mean(iterations) for key, buffer in buffers.items() if not _APART.search(key)}
     return means | {key: buffer.current() for key, buffer in buffers.items() if _RATE.search(key)}
+
+
+@functools.cache
+def _is_smoothed(key: str) -> bool:
+    return _SMOOTHED.search(key) is not None
+
+
+@functools.cache
+def _is_rate(key: str) -> bool:
+    return _RATE.search(key) is not None
+
+
+@functools.cache
+def _is_shown(key: str) -> bool:
+    return not _is_rate(key) and _TIME.search(key) is None
 
 
 def _cells(fields: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
@@ -358,10 +395,10 @@ def _cells(fields: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
     prefixes = {key: best_name(key, "") for key in fields if key.startswith("val/")}
     cells = {}
     for key, value in fields.items():
-        if key.startswith(("train/", "val/")) and not _RATE.search(key) and not _TIME.search(key):
+        if key.startswith(("train/", "val/")) and _is_shown(key):
             star = " ★" if key in prefixes and any(name.startswith(prefixes[key]) for name in saved) else ""
             cells[key] = f"{key} {shown(value):<6}{star}"
-    rates = dict.fromkeys(f"{value:.1e}" for key, value in fields.items() if _RATE.search(key))
+    rates = dict.fromkeys(f"{value:.1e}" for key, value in fields.items() if _is_rate(key))
     if rates:
         cells["lr"] = f"lr {' '.join(rates)}"
     if "took" in fields or "train/time" in fields:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.schedule import all_schedules
+from eventrunner.schedule import Schedule, all_schedules
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -28,15 +28,30 @@ class ParamSchedulerHook(Hook):
 
     def __init__(self) -> None:
         self._stepped: set[int] = set()  # ids of the schedulers that have been stepped
+        self._by_iter: list[Schedule] = []
+        self._begun = False  # whether all of these have been stepped
+
+    def before_train(self, runner: Runner) -> None:
+        """See which of them count iterations."""
+        schedules = all_schedules(runner.param_schedulers)
+        self._by_iter = [each for each in schedules if not each.by_epoch and not each.needs_metric]
+        self._begun = False
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Step those that count iterations."""
-        if runner.param_schedulers:
-            self._step(runner, by_epoch=False)
+        if self._begun:
+            for schedule in self._by_iter:
+                schedule.scheduler.step()
+            return
+        for schedule in self._by_iter:
+            self._step(schedule)
+        self._begun = True
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Step those that count epochs."""
-        self._step(runner, by_epoch=True)
+        for schedule in all_schedules(runner.param_schedulers):
+            if schedule.by_epoch and not schedule.needs_metric:
+                self._step(schedule)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Step those that follow a metric; a validation by ``val()`` is no part of a training and steps none."""
@@ -50,16 +65,13 @@ class ParamSchedulerHook(Hook):
                     )
                 schedule.step((metrics or {})[schedule.monitor])
 
-    def _step(self, runner: Runner, by_epoch: bool) -> None:
-        for schedule in all_schedules(runner.param_schedulers):
-            if schedule.by_epoch is not by_epoch or schedule.needs_metric:
-                continue
-            if id(schedule.scheduler) in self._stepped:
-                schedule.step()
-                continue
-            # While the first gradients are still being accumulated, or a scaler has skipped every step, torch takes a
-            # scheduler's first step to be in the wrong order, and warns.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                schedule.step()
-            self._stepped.add(id(schedule.scheduler))
+    def _step(self, schedule: Schedule) -> None:
+        if id(schedule.scheduler) in self._stepped:
+            schedule.step()
+            return
+        # While the first gradients are still being accumulated, or a scaler has skipped every step, torch takes a
+        # scheduler's first step to be in the wrong order, and warns.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            schedule.step()
+        self._stepped.add(id(schedule.scheduler))

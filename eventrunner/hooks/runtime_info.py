@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from eventrunner.history import HistoryBuffer, scalar_of
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.version import __version__
 
 if TYPE_CHECKING:
+    from eventrunner.optim import OptimWrapper
     from eventrunner.runner import Runner
 
 __all__ = ["RuntimeInfoHook"]
@@ -24,8 +23,8 @@ class RuntimeInfoHook(Hook):
     Infos: ``epoch, iter, max_epochs, max_iters, loop_stage, seed, experiment_name, eventrunner_version``. Scalars:
     ``train/lr`` (``train/lr/0`` … where there are several groups) as it is used in the iteration, ``train/grad_norm``
     where gradients are clipped, every one-element entry of train_step's dict as ``train/<key>``, and
-    ``val/<metric>``, ``test/<metric>``. Tensors are kept and read only when somebody looks: no transfer from the
-    device at a quiet iteration.
+    ``val/<metric>``, ``test/<metric>``. Tensors on a device are kept and read only when somebody looks: no transfer
+    from it at a quiet iteration.
     """
 
     priority = "VERY_HIGH"
@@ -33,6 +32,11 @@ class RuntimeInfoHook(Hook):
 
     def __init__(self) -> None:
         self._last_stage: str | None = None
+        # The histories are the hub's own, so that it needn't be asked at each iteration.
+        self._rates: list[tuple[OptimWrapper, str]] = []
+        self._rate: dict[str, HistoryBuffer] = {}  # of a wrapper with one group, by its key
+        self._norms: list[tuple[OptimWrapper, str]] = []
+        self._outputs: dict[str, HistoryBuffer] = {}  # of what train_step returns, by its key there
 
     def before_run(self, runner: Runner) -> None:
         """Say which run this is."""
@@ -43,39 +47,41 @@ class RuntimeInfoHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Say how far the training is and how far it goes."""
-        infos = {
-            "loop_stage": "train",
-            "epoch": runner.epoch,
-            "iter": runner.iter,
-            "max_epochs": runner.max_epochs,
-            "max_iters": runner.max_iters,
-        }
-        runner.message_hub.update_info_dict(infos, resumed=False)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Note the epoch."""
-        runner.message_hub.update_info("epoch", runner.epoch, resumed=False)
+        hub, progress = runner.message_hub, runner.progress
+        infos = {"loop_stage": "train", "max_epochs": runner.max_epochs, "max_iters": runner.max_iters}
+        hub.update_info_dict(infos, resumed=False)
+        hub.provide_info("epoch", lambda: progress.epoch)
+        hub.provide_info("iter", lambda: progress.iter)
+        wrappers = [(f"train/{name}", wrapper) for name, wrapper in runner.optim_wrappers]
+        self._rates, self._rate = [(each, f"{prefix}lr") for prefix, each in wrappers], {}
+        self._norms = [(each, f"{prefix}grad_norm") for prefix, each in wrappers if each.clips]
+        self._outputs = {}  # another run has its own
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the iteration and the learning rates that it uses."""
-        hub = runner.message_hub
-        hub.update_info("iter", runner.iter, resumed=False)
-        for name, rates in runner.optim_wrapper.get_lr().items():
-            if len(rates) == 1:
-                hub.update_scalar(f"train/{name}", rates[0])
+        """Note the learning rates that the iteration uses."""
+        for wrapper, key in self._rates:
+            groups = wrapper.optimizer.param_groups
+            if len(groups) == 1:
+                history = self._rate.get(key)
+                if history is None:
+                    history = self._rate[key] = runner.message_hub.history(key)
+                history.update(groups[0]["lr"])
             else:
-                for index, rate in enumerate(rates):
-                    hub.update_scalar(f"train/{name}/{index}", rate)
+                for index, group in enumerate(groups):
+                    runner.message_hub.update_scalar(f"{key}/{index}", group["lr"])
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep what train_step returned, and the gradients' norm."""
-        hub = runner.message_hub
-        for key, value in (outputs or {}).items():  # a step that updates the weights itself may return nothing
-            if _is_scalar(value):
-                hub.update_scalar(f"train/{key}", value)
-        for name, wrapper in runner.optim_wrappers:
+        for name, value in (outputs or {}).items():  # a step that updates the weights itself may return nothing
+            scalar = scalar_of(value)
+            if scalar is not None:
+                history = self._outputs.get(name)
+                if history is None:
+                    history = self._outputs[name] = runner.message_hub.history(f"train/{name}")
+                history.update(scalar)
+        for wrapper, key in self._norms:
             if wrapper.grad_norm is not None:
-                hub.update_scalar(f"train/{name}grad_norm", wrapper.grad_norm)
+                runner.message_hub.update_scalar(key, wrapper.grad_norm)
 
     def before_val(self, runner: Runner) -> None:
         """Note the stage, remembering the one around it."""
@@ -84,7 +90,7 @@ class RuntimeInfoHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
-        _keep(runner, "val", metrics)
+        _keep_metrics(runner, "val", metrics)
 
     def after_val(self, runner: Runner) -> None:
         """Back to the stage around it."""
@@ -96,15 +102,8 @@ class RuntimeInfoHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
-        _keep(runner, "test", metrics)
+        _keep_metrics(runner, "test", metrics)
 
 
-def _is_scalar(value: object) -> bool:
-    """Whether it is a number or a tensor of one; flags and complex numbers are not."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1 and value.dtype is not torch.bool and not value.is_complex()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _keep(runner: Runner, mode: str, metrics: dict[str, float] | None) -> None:
+def _keep_metrics(runner: Runner, mode: str, metrics: dict[str, float] | None) -> None:
     runner.message_hub.update_scalars({f"{mode}/{name}": value for name, value in (metrics or {}).items()})
