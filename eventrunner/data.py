@@ -106,14 +106,11 @@ class DataPosition:
         self._start, self._batch = {}, None
         self.passes += 1
 
-    def endless(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Pass after pass; from the second on, samplers that have a ``set_epoch`` are told the pass's number first."""
-        while True:
-            for sampler in samplers(loader) if self.passes else ():
-                if hasattr(sampler, "set_epoch"):
-                    sampler.set_epoch(self.passes)
-            for _, batch in self.batches(loader):
-                yield batch
+    def announce(self, loader: Any) -> None:
+        """Tell samplers that have a ``set_epoch`` the number of the pass that is to come, from the second on."""
+        for sampler in samplers(loader) if self.passes else ():
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.passes)
 
     def state_dict(self) -> dict[str, Any]:
         """The position; tensors in it, and the state of a loader that tells its own, are copies.

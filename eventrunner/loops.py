@@ -41,13 +41,19 @@ class TrainLoop:
         self.runner, self.dataloader, self.by_epoch = runner, dataloader, settings.by_epoch
         self.val_begin, self.val_interval = settings.val_begin, settings.val_interval
         self.progress, self.position = runner.progress, DataPosition()
-        self._guards = runner.bus.guards
+        self._guards, self._deferred = runner.bus.guards, runner.deferred
         self.stop_training = False
         """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
         self.run = self._run_by_epoch if self.by_epoch else self._run_by_iter
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
+        # What each iteration reads: a Runner's attributes are slower to come by.
+        self._sites, self._optim, self._updates_itself = (
+            vars(runner.emitters),
+            runner.optim_wrapper,
+            runner.updates_itself,
+        )
 
     @property
     def max_epochs(self) -> int:
@@ -109,7 +115,7 @@ class TrainLoop:
 
     def _bind(self) -> None:
         runner = self.runner
-        optim = runner.optim_wrapper
+        optim = self._optim = runner.optim_wrapper
         extra = {"optim_wrapper": optim} if runner.updates_itself else {}
         self._step = bind_step(runner.train_step, runner.model, "train_step", **extra)
         optim.before_step, optim.after_step = self._before_step, self._after_step
@@ -127,27 +133,30 @@ class TrainLoop:
 
     def run_iter(self, batch_idx: int, data_batch: Any) -> None:
         """Train on one batch."""
-        runner, progress = self.runner, self.progress
-        sites = runner.emitters
+        runner, progress, sites, optim = self.runner, self.progress, self._sites, self._optim
         if self._move is not None:
             data_batch = self._move(data_batch)
-        if sites.before_train_iter:
-            sites.before_train_iter(runner, batch_idx=batch_idx, data_batch=data_batch)
-        optim = runner.optim_wrapper
+        emit = sites["before_train_iter"]
+        if emit is not None:
+            emit(runner, batch_idx, data_batch)
         if optim.amp_dtype is None:
             outputs = self._step(data_batch)
         else:
             with torch.autocast(runner.device.type, optim.amp_dtype):
                 outputs = self._step(data_batch)
-        if runner.updates_itself:
+        if self._updates_itself:
             check_outputs(outputs)
         else:
-            optim.update_params(loss_of(outputs))
+            # Both are mostly called for nothing; so they aren't, where there is nothing.
+            optim.before_step = self._before_step if self._guards or sites["before_optimizer_step"] else None
+            optim.after_step = self._after_step if sites["after_optimizer_step"] else None
+            optim.update_params(outputs["loss"] if type(outputs) is dict and "loss" in outputs else loss_of(outputs))
         progress.iter_done = 1
         self.position.consumed += 1
-        if sites.after_train_iter:
-            sites.after_train_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
-        if runner.deferred:
+        emit = sites["after_train_iter"]
+        if emit is not None:
+            emit(runner, batch_idx, data_batch, outputs)
+        if self._deferred:
             runner.run_deferred()
         progress.iter += 1
         progress.iter_done = 0
@@ -190,12 +199,13 @@ class TrainLoop:
     def _before_step(self) -> None:
         if self._guards:  # weights that are being copied are about to change
             self.runner.settle()
-        emit = self.runner.emitters.before_optimizer_step
+        emit = self._sites["before_optimizer_step"]
         if emit:
             emit(self.runner)
+            self._optim.after_step = self._after_step  # which a receiver may just have been connected to
 
     def _after_step(self) -> None:
-        emit = self.runner.emitters.after_optimizer_step
+        emit = self._sites["after_optimizer_step"]
         if emit:
             emit(self.runner)
 
@@ -229,13 +239,24 @@ class TrainLoop:
         progress.epoch = 0  # 1 where an earlier training ended here and this one goes further
         if not self._begin_epoch():
             return
-        for data_batch in self.position.endless(self.dataloader):
-            self.run_iter(progress.iter, data_batch)
-            self.validate_if_due()
-            if self.stop_training or progress.iter >= self._maximum:
-                break
+        while not self._is_over():
+            self._run_pass()
         if progress.iter >= self._maximum:
             self._end_epoch()
+
+    def _run_pass(self) -> None:
+        """Train on one pass over the data, or what is left of it, or of the training."""
+        progress, validates = self.progress, self.runner.val_loop is not None
+        self.position.announce(self.dataloader)
+        for _, data_batch in self.position.batches(self.dataloader):
+            self.run_iter(progress.iter, data_batch)
+            if validates:
+                self.validate_if_due()
+            if self.stop_training or progress.iter >= self._maximum:
+                return
+
+    def _is_over(self) -> bool:
+        return self.stop_training or self.progress.iter >= self._maximum
 
 
 class EvalLoop:

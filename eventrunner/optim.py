@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -90,6 +90,11 @@ class OptimWrapper:
             )
 
     @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped, so that ``grad_norm`` may come to be known."""
+        return self._clip is not None
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's own list, not a copy."""
         return self.optimizer.param_groups
@@ -116,20 +121,22 @@ class OptimWrapper:
         Raises:
             OptionError: loss is not a tensor of one element that requires grad, or the optimizer needs a closure.
         """
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
-            raise OptionError(
-                f"update_params was given {_describe_loss(loss)} as loss; train_step should return a dict whose "
-                "'loss' is a tensor of one element that requires grad."
-            )
-        if self._needs_closure:
-            raise OptionError(
-                f"update_params can't step {_name(self.optimizer)}, which needs a closure: write a train_step that "
-                "takes optim_wrapper and calls optim_wrapper.step(closure)."
-            )
-        self.backward(self.scale_loss(loss))
-        if self.should_update():
+        if self._needs_closure or not isinstance(loss, Tensor):
+            self._refuse(loss)
+        if self.accumulative_counts > 1:
+            loss = self.scale_loss(loss)
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
+        try:
+            torch.autograd.backward(loss)
+        except RuntimeError:
+            if not (loss.requires_grad and loss.numel() == 1):
+                self._refuse(loss)
+            raise
+        self.inner_count += 1
+        if self.accumulative_counts == 1 or self.should_update():
             self.step()
-            self.zero_grad()
+            self.optimizer.zero_grad()
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss divided by the size of the group it belongs to; the very same tensor where that is 1."""
@@ -163,11 +170,16 @@ class OptimWrapper:
             self._scaler.unscale_(self.optimizer)
         if self.before_step is not None:
             self.before_step()
-        if closure is None:
-            self._clip_gradients()
-            self._step_optimizer()
-        else:
+        if closure is not None:
             self.optimizer.step(functools.partial(self._evaluate_and_clip, closure))
+        else:
+            if self._clip is not None:
+                self._clip_gradients(self._clip)
+            if self._scaler is None:
+                self.optimizer.step()
+            else:
+                self._scaler.step(self.optimizer)
+                self._scaler.update(self._fixed_scale)
         if self.after_step is not None:
             self.after_step()
 
@@ -223,26 +235,30 @@ class OptimWrapper:
         if mine != saved:
             raise ResumeError(f"{name} has parameter groups of {mine} parameters, the saved one of {saved}.")
 
+    def _refuse(self, loss: Any) -> NoReturn:
+        if self._needs_closure:
+            raise OptionError(
+                f"update_params can't step {_name(self.optimizer)}, which needs a closure: write a train_step that "
+                "takes optim_wrapper and calls optim_wrapper.step(closure)."
+            )
+        raise OptionError(
+            f"update_params was given {_describe_loss(loss)} as loss; train_step should return a dict whose "
+            "'loss' is a tensor of one element that requires grad."
+        )
+
     def _group_size(self) -> int:
         if self._max_counts is None or self.inner_count >= self._max_counts:
             return self.accumulative_counts
         group_start = self.inner_count - self.inner_count % self.accumulative_counts
         return min(self.accumulative_counts, self._max_counts - group_start)
 
-    def _clip_gradients(self) -> None:
-        if self._clip is not None:
-            self.grad_norm = self._clip([p for group in self.param_groups for p in group["params"]])
-
-    def _step_optimizer(self) -> None:
-        if self._scaler is None:
-            self.optimizer.step()
-        else:
-            self._scaler.step(self.optimizer)
-            self._scaler.update(self._fixed_scale)
+    def _clip_gradients(self, clip: Callable[[list[Tensor]], Tensor | None]) -> None:
+        self.grad_norm = clip([p for group in self.param_groups for p in group["params"]])
 
     def _evaluate_and_clip(self, closure: Callable[[], Any]) -> Any:
         loss = closure()
-        self._clip_gradients()
+        if self._clip is not None:
+            self._clip_gradients(self._clip)
         return loss
 
 

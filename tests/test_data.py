@@ -216,19 +216,22 @@ def test_a_generator_that_the_training_shares_with_its_loader_goes_on_too() -> N
     assert first + take(again, own_generator(), 2) == whole
 
 
-def test_endless_passes_tell_samplers_their_number_also_when_gone_on_with() -> None:
+def test_samplers_are_told_the_number_of_each_pass_also_when_gone_on_with() -> None:
     """A DistributedSampler gives each pass an order of its own, and in a resumed run the same one."""
 
     def make() -> DataLoader[Any]:
         return DataLoader(Noisy(), 2, sampler=DistributedSampler(Noisy(), 1, 0, seed=3))
 
     def take(position: DataPosition, count: int) -> list[Any]:
-        taken = []
-        for batch in position.endless(make()):
-            taken.append(batch[:, 0])
-            position.consumed += 1
-            if len(taken) == count:
-                break
+        taken: list[Any] = []
+        loader = make()
+        while len(taken) < count:
+            position.announce(loader)
+            for _, batch in position.batches(loader):
+                taken.append(batch[:, 0])
+                position.consumed += 1
+                if len(taken) == count:
+                    break
         return taken
 
     whole = take(DataPosition(), 12)

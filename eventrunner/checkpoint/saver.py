@@ -158,10 +158,9 @@ class Saver:
         self._copy_task = Task(_call, COPY_LANE, name="snapshot", site="save", native=True)
 
     def open(self, lanes: Lanes) -> None:
-        """Save beside the training from now on, in *lanes*, and watch every optimizer's step."""
+        """Save beside the training from now on, in *lanes*; while one copies, every optimizer's step is watched."""
         self.lanes = lanes
         self._snapshots.be_patient(lanes.deadline)
-        watch_steps(self._on_step)
 
     def be_patient(self, seconds: float) -> None:
         """Let a save wait at most so long for the ones before it."""
@@ -306,6 +305,7 @@ class Saver:
             self.settle()
         if self._trial.save is not None:
             self._trial.end()
+        watch_steps(self._on_step, watch=False)  # until the next save
 
     def _inline(self) -> bool:
         return self.mode == "sync" or self.lanes is None or not self.lanes.is_open
@@ -326,6 +326,8 @@ class Saver:
             self._guards.append(self.settle)
         if self.mode == "auto" and save.mode != "sync":
             self._trial.begin(save)
+        if save.mode != "sync":
+            watch_steps(self._on_step)
 
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
         self.pending.append(save)
