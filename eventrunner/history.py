@@ -31,7 +31,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
 _LEAST = 16  # entries that the tensors of a saved history have room for
-_UNREAD = 1_000  # entries that a history holds before it reads them unasked
+_ONE = 1
+_UNREAD = 1_000  # entries that a history leaves pending before it adds them up unasked
 _STATE = ("values", "counts", "sum", "count", "max", "min")
 
 
@@ -85,17 +86,19 @@ def _positive(value: int, what: str) -> int:
     return value
 
 
-def _read(entries: list[tuple[float | torch.Tensor, int]]) -> list[tuple[float, int]]:
-    """The entries with every value a float: one transfer per device and dtype among them."""
-    read: list[Any] = list(entries)
-    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor]]] = {}
-    for i, (value, _) in enumerate(entries):
-        if not isinstance(value, float):
-            groups.setdefault((value.device, value.dtype), []).append((i, value.reshape(())))
+def _read(pending: list[Any]) -> tuple[list[float], list[int]]:
+    """What is pending as floats and their counts, with one transfer per device and dtype among the tensors."""
+    entries = [each if isinstance(each, tuple) else (each, 1) for each in pending]
+    values: list[Any] = [value for value, _ in entries]
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            groups.setdefault((value.device, value.dtype), []).append(i)
     for group in groups.values():
-        for (i, _), number in zip(group, torch.stack([tensor for _, tensor in group]).tolist(), strict=True):
-            read[i] = float(number), entries[i][1]
-    return read
+        numbers = torch.stack([values[i].reshape(()) for i in group]).tolist()
+        for i, number in zip(group, numbers, strict=True):
+            values[i] = float(number)
+    return values, [count for _, count in entries]
 
 
 def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
@@ -146,9 +149,10 @@ class HistoryBuffer:
         self, log_history: Iterable[Scalar] = (), count_history: Iterable[int] = (), max_length: int = 10_000
     ) -> None:
         self.max_length = _positive(max_length, "max_length")
-        self._entries: deque[tuple[float, int]] = deque(maxlen=max_length)
-        self._pending: list[tuple[float | torch.Tensor, int]] = []
-        self._unread = False  # whether tensors are among the pending
+        self._values: deque[float] = deque(maxlen=max_length)
+        self._counts: deque[int] = deque(maxlen=max_length)
+        self._pending: list[Any] = []  # a float, or value and count where that is a tensor or this isn't 1
+        self._plain = True  # whether the pending are all floats
         self._sum, self._count, self._max, self._min = 0.0, 0, 0.0, 0.0  # over all updates; max and min need one
         values, counts = list(log_history), list(count_history)
         if len(values) != len(counts):
@@ -162,31 +166,31 @@ class HistoryBuffer:
         Raises:
             OptionError: the value isn't one number (a bool or a string isn't), or the count isn't an int of at least 1.
         """
-        # Every iteration comes through here several times: what is plainly a float and a count isn't looked at twice.
-        if type(count) is not int or count < 1:
-            count = _positive(count, "count")
-        if type(value) is not float:
-            value = _checked(value)
-            self._unread = self._unread or isinstance(value, torch.Tensor)
-        self._pending.append((value, count))
-        if len(self._pending) >= _UNREAD:
-            self._settled()
+        # Every iteration comes through here several times: what is plainly a float isn't looked at twice.
+        if type(value) is not float or count is not _ONE:
+            value = self._admitted(value, count)
+        self._pending.append(value)
+        if len(self._pending) == _UNREAD:
+            self._settle()
 
-    def _settled(self) -> deque[tuple[float, int]]:
-        """The entries, with the pending ones added up; if a device fails at being read, they stay pending."""
-        if self._pending:
-            entries: list[Any] = _read(self._pending) if self._unread else self._pending
-            self._add(entries)
-            self._entries.extend(entries)
-            self._pending, self._unread = [], False
-        return self._entries
+    def _admitted(self, value: Scalar, count: int) -> Any:
+        """What stands for an entry among the pending."""
+        count, checked = _positive(count, "count"), _checked(value)
+        if count == 1 and isinstance(checked, float):
+            return checked
+        self._plain = False
+        return checked, count
 
-    def _add(self, entries: list[tuple[float, int]]) -> None:
-        """Take *entries* into the totals, one after another: a sum in another order would be another float."""
+    def _settle(self) -> None:
+        """Add up what is pending; if a device fails at being read, it stays so."""
+        if not self._pending:
+            return
+        values, counts = (self._pending, [1] * len(self._pending)) if self._plain else _read(self._pending)
+        # One after another: a sum in another order would be another float.
         total, number, largest, smallest = self._sum, self._count, self._max, self._min
         if not number:
-            largest = smallest = entries[0][0]
-        for value, count in entries:
+            largest = smallest = values[0]
+        for value, count in zip(values, counts, strict=True):
             # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
             if value > largest or value != value:
                 largest = value
@@ -195,23 +199,30 @@ class HistoryBuffer:
             total += value * count
             number += count
         self._sum, self._count, self._max, self._min = total, number, largest, smallest
+        self._values.extend(values)
+        self._counts.extend(counts)
+        self._pending, self._plain = [], True
 
     def _latest(self, what: str, window_size: int | None = None) -> list[tuple[float, int]]:
         """The entries of a window, oldest first; without a window none, but it is checked that there are any."""
         size = 0 if window_size is None else _positive(window_size, "window_size")
-        if not self._settled():
+        self._settle()
+        if not self._values:
             raise OptionError(f"the {what} of a history without entries was asked for; update() it first.")
-        return list(itertools.islice(reversed(self._entries), size))[::-1]
+        return self._last(size)
+
+    def _last(self, size: int) -> list[tuple[float, int]]:
+        return list(itertools.islice(zip(reversed(self._values), reversed(self._counts), strict=True), size))[::-1]
 
     def __len__(self) -> int:
         """The number of entries held: at most ``max_length``."""
-        return min(self.max_length, len(self._entries) + len(self._pending))
+        return min(self.max_length, len(self._values) + len(self._pending))
 
     @property
     def data(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """The values that are held and their counts, oldest first."""
-        entries = self._settled()
-        return tuple(value for value, _ in entries), tuple(count for _, count in entries)
+        self._settle()
+        return tuple(self._values), tuple(self._counts)
 
     def current(self) -> float:
         """The latest value.
@@ -263,7 +274,8 @@ class HistoryBuffer:
         The tensors are filled up with entries of count 0, so that their size, by which a save knows its tensors, seldom
         changes.
         """
-        entries = list(itertools.islice(reversed(self._settled()), _SAVED))[::-1]
+        self._settle()
+        entries = self._last(_SAVED)
         entries += [(0.0, 0)] * (max(1 << (len(entries) - 1).bit_length(), _LEAST) - len(entries))
         values = _tensor("d", torch.float64, [value for value, _ in entries])
         counts = _tensor("q", torch.int64, [count for _, count in entries])
@@ -283,8 +295,8 @@ class HistoryBuffer:
         total, count, largest, smallest = (_number(state[name]) for name in _STATE[2:])
         if count < sum(counts) or bool(count) != bool(values):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
-        self._entries = deque(zip(values, counts, strict=True), maxlen=self.max_length)
-        self._pending, self._unread = [], False
+        self._values, self._counts = deque(values, self.max_length), deque(counts, self.max_length)
+        self._pending, self._plain = [], True
         self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
 
 
