@@ -244,3 +244,24 @@ def test_a_quiet_iteration_leaves_nothing_behind_but_its_numbers(make_runner: Ma
         tracemalloc.stop()
     each = [growth / LAPS for growth in grown[1:]]
     assert 4 * 24 <= sum(each) / len(each) <= 4 * 24 + 4 * 16 + 40, each
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_quiet_iteration_does_not_wait_for_the_device(make_runner: MakeRunner) -> None:
+    """Nothing in it reads a tensor, so torch, asked to raise at whatever waits, doesn't."""
+
+    def step(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        if runner.iter in (FIRST, LAST):
+            torch.cuda.set_sync_debug_mode("error" if runner.iter == FIRST else "default")
+        return train_step(model, batch)
+
+    runner = quiet_run(
+        make_runner,
+        train_step=step,
+        device="cuda",
+        train_dataloader=[tuple(part.cuda() for part in batch) for batch in batches(80)],
+    )
+    try:
+        runner.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
