@@ -534,6 +534,39 @@ def test_a_quiet_iteration_reads_no_tensor(make: Callable[..., Runner]) -> None:
     assert loud == [on_the_cpu, "aten.stack.default"] * 2
 
 
+# Rows that come fast
+
+
+def test_rows_that_come_fast_are_on_the_disk_before_a_save_of_theirs_is_committed(
+    make: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """They are held back to be written together, but not beyond a save: else a resumed run had a gap."""
+    seen: dict[int, list[int]] = {}
+    hooks = {"logger": {"interval": 1}, "checkpoint": {"interval": 4}}
+    runner = make(run={"default_hooks": hooks, "count": 24, "train_cfg": {"max_iters": 24}})
+
+    @runner.on("after_commit_checkpoint")
+    def look(runner: Runner, path: Path, step: int) -> None:
+        seen[step] = [found for found in steps(runner.work_dir) if found <= step]
+
+    runner.train()
+    assert seen == {step: list(range(1, step + 1)) for step in range(4, 25, 4)}
+
+
+def test_rows_that_were_held_back_survive_a_failure(make: Callable[..., Runner]) -> None:
+    """All that were made before it are there, in order."""
+
+    def step(model: nn.Module, batch: Any) -> dict[str, Any]:
+        if runner.iter == 17:
+            raise ArithmeticError("boom")
+        return train_step(model, batch)
+
+    runner = make(interval=1, run={"train_step": step, "count": 24, "train_cfg": {"max_iters": 24}})
+    with pytest.raises(ArithmeticError):
+        runner.train()
+    assert steps(runner.work_dir) == list(range(1, 18))
+
+
 # What is refused
 
 
