@@ -58,7 +58,11 @@ def _number(value: Any) -> float:
 
 
 def scalar_of(value: object) -> float | torch.Tensor | None:
-    """The number as a float, or the tensor itself where reading it would wait for a device; None for what is none."""
+    """The number as a float, or the tensor itself where reading it would wait for a device; None for what is none.
+
+    Raises:
+        OptionError: an int beyond any float.
+    """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             return None
@@ -69,7 +73,10 @@ def scalar_of(value: object) -> float | torch.Tensor | None:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _not_a_scalar(value) from None
 
 
 def _checked(value: Scalar) -> float | torch.Tensor:
@@ -170,7 +177,7 @@ class HistoryBuffer:
         if type(value) is not float or count is not _ONE:
             value = self._admitted(value, count)
         self._pending.append(value)
-        if len(self._pending) == _UNREAD:
+        if len(self._pending) >= _UNREAD:
             self._settle()
 
     def _admitted(self, value: Scalar, count: int) -> Any:
@@ -459,7 +466,7 @@ class MessageHub:
     def history(self, key: str, resumed: bool = True) -> HistoryBuffer:
         """The history of a scalar, begun where there is none, for who updates it at each iteration.
 
-        It stays the scalar's own, also where a state is loaded.
+        It stays the scalar's own, also where a state is loaded that has the scalar.
 
         Raises:
             OptionError: the key has the other ``resumed``.

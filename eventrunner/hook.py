@@ -382,7 +382,7 @@ def _overrides(hook: Any, name: str) -> bool:
 
 
 def _check_fan_in(hook: Any, source: str) -> None:
-    """Refuse a fan-in method that can't take what the three site methods behind it pass on, all of it by keyword."""
+    """Refuse a fan-in method that can't take, by keyword, what the three site methods behind it pass on."""
     passed = list(inspect.signature(getattr(Hook, source)).parameters)[2:]
     method = getattr(hook, source)
     try:

@@ -48,12 +48,7 @@ class TrainLoop:
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
-        # What each iteration reads: a Runner's attributes are slower to come by.
-        self._sites, self._optim, self._updates_itself = (
-            vars(runner.emitters),
-            runner.optim_wrapper,
-            runner.updates_itself,
-        )
+        self._sites = vars(runner.emitters)  # an attribute is slower to come by than an entry
 
     @property
     def max_epochs(self) -> int:
@@ -115,7 +110,7 @@ class TrainLoop:
 
     def _bind(self) -> None:
         runner = self.runner
-        optim = self._optim = runner.optim_wrapper
+        optim = runner.optim_wrapper
         extra = {"optim_wrapper": optim} if runner.updates_itself else {}
         self._step = bind_step(runner.train_step, runner.model, "train_step", **extra)
         optim.before_step, optim.after_step = self._before_step, self._after_step
@@ -133,18 +128,19 @@ class TrainLoop:
 
     def run_iter(self, batch_idx: int, data_batch: Any) -> None:
         """Train on one batch."""
-        runner, progress, sites, optim = self.runner, self.progress, self._sites, self._optim
+        runner, progress, sites = self.runner, self.progress, self._sites
         if self._move is not None:
             data_batch = self._move(data_batch)
         emit = sites["before_train_iter"]
         if emit is not None:
             emit(runner, batch_idx, data_batch)
+        optim = runner.optim_wrapper
         if optim.amp_dtype is None:
             outputs = self._step(data_batch)
         else:
             with torch.autocast(runner.device.type, optim.amp_dtype):
                 outputs = self._step(data_batch)
-        if self._updates_itself:
+        if runner.updates_itself:
             check_outputs(outputs)
         else:
             # Both are mostly called for nothing; so they aren't, where there is nothing.
@@ -202,7 +198,7 @@ class TrainLoop:
         emit = self._sites["before_optimizer_step"]
         if emit:
             emit(self.runner)
-            self._optim.after_step = self._after_step  # which a receiver may just have been connected to
+            self.runner.optim_wrapper.after_step = self._after_step  # which a receiver may just have been connected to
 
     def _after_step(self) -> None:
         emit = self._sites["after_optimizer_step"]
@@ -239,16 +235,17 @@ class TrainLoop:
         progress.epoch = 0  # 1 where an earlier training ended here and this one goes further
         if not self._begin_epoch():
             return
+        dataloader = self.dataloader
         while not self._is_over():
-            self._run_pass()
+            self._run_pass(dataloader)
         if progress.iter >= self._maximum:
             self._end_epoch()
 
-    def _run_pass(self) -> None:
+    def _run_pass(self, dataloader: Any) -> None:
         """Train on one pass over the data, or what is left of it, or of the training."""
         progress, validates = self.progress, self.runner.val_loop is not None
-        self.position.announce(self.dataloader)
-        for _, data_batch in self.position.batches(self.dataloader):
+        self.position.announce(dataloader)
+        for _, data_batch in self.position.batches(dataloader):
             self.run_iter(progress.iter, data_batch)
             if validates:
                 self.validate_if_due()

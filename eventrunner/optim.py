@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class OptimWrapper:
         self._scaler = _make_scaler(self.amp_dtype, loss_scale)
         self._fixed_scale = float(loss_scale) if isinstance(loss_scale, (int, float)) else None
         self._needs_closure = _needs_closure(optimizer)
+        # Whether a loss that is a group of its own can do without scale_loss, backward and should_update.
+        self._is_direct = type(self) is OptimWrapper and self._scaler is None
         if self._needs_closure and self._scaler is not None:
             raise OptionError(
                 f"{_name(optimizer)} steps with a closure, for which dtype='float16' has no loss scaling."
@@ -122,21 +124,21 @@ class OptimWrapper:
             OptionError: loss is not a tensor of one element that requires grad, or the optimizer needs a closure.
         """
         if self._needs_closure or not isinstance(loss, Tensor):
-            self._refuse(loss)
-        if self.accumulative_counts > 1:
-            loss = self.scale_loss(loss)
-        if self._scaler is not None:
-            loss = self._scaler.scale(loss)
+            raise self._refusal(loss)
+        direct = self._is_direct and self.accumulative_counts == 1
         try:
-            torch.autograd.backward(loss)
+            if direct:
+                torch.autograd.backward(loss)
+                self.inner_count += 1
+            else:
+                self.backward(self.scale_loss(loss))
         except RuntimeError:
-            if not (loss.requires_grad and loss.numel() == 1):
-                self._refuse(loss)
-            raise
-        self.inner_count += 1
-        if self.accumulative_counts == 1 or self.should_update():
+            if loss.requires_grad and loss.numel() == 1:
+                raise
+            raise self._refusal(loss) from None
+        if direct or self.should_update():
             self.step()
-            self.optimizer.zero_grad()
+            self.zero_grad()
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss divided by the size of the group it belongs to; the very same tensor where that is 1."""
@@ -235,13 +237,13 @@ class OptimWrapper:
         if mine != saved:
             raise ResumeError(f"{name} has parameter groups of {mine} parameters, the saved one of {saved}.")
 
-    def _refuse(self, loss: Any) -> NoReturn:
+    def _refusal(self, loss: Any) -> OptionError:
         if self._needs_closure:
-            raise OptionError(
+            return OptionError(
                 f"update_params can't step {_name(self.optimizer)}, which needs a closure: write a train_step that "
                 "takes optim_wrapper and calls optim_wrapper.step(closure)."
             )
-        raise OptionError(
+        return OptionError(
             f"update_params was given {_describe_loss(loss)} as loss; train_step should return a dict whose "
             "'loss' is a tensor of one element that requires grad."
         )

@@ -67,6 +67,7 @@ def compile_plan(
     def failed(error: BaseException, sender: Any, found: Mapping[str, Any] | None) -> None:
         if laps is not None and found is not None:
             laps.taken.append([found.get(moment) for moment in moments])
+            laps.add_up()
         # The first traceback entry is the generated frame: it was reached from there, and nothing is below it yet.
         line = error.__traceback__.tb_lineno if error.__traceback__ else 0
         if line in owners:
@@ -258,7 +259,6 @@ class Emissions:
         owner = weakref.ref(emitters)  # the emitters hold the stub, which must not hold them
 
         def first(sender: Any, /, *ordered: Any, **payload: Any) -> None:
-            payload = {**dict(zip(self.payload or (), ordered, strict=False)), **payload}
             bound = owner()
             given = tuple(payload) if self.payload is None else self.payload
             ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above
@@ -268,7 +268,7 @@ class Emissions:
                 plan = self._compiled(sender_id, given, self.context.barriers_at(self.site, sender_id), ledger)
             if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
                 bound.__dict__[self.site] = plan  # nothing is called in between, so no other thread gets in between
-            plan(sender, **payload)
+            plan(sender, *ordered, **payload)
 
         return first
 

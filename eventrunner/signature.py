@@ -14,6 +14,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 from eventrunner.errors import SignatureError, did_you_mean, listed
@@ -179,8 +180,8 @@ class _Reader:
 
 def is_plain(receiver: Receiver) -> bool:
     """Whether the signature is that of the very code that a call reaches: a wrapper might take keywords only."""
-    function = getattr(receiver, "__func__", receiver)
-    return inspect.isfunction(function) and not hasattr(function, "__wrapped__")
+    function = receiver.__func__ if type(receiver) is MethodType else receiver
+    return type(function) is FunctionType and vars(function).keys().isdisjoint(("__wrapped__", "__signature__"))
 
 
 def _innermost(receiver: Receiver) -> Any:

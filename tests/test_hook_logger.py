@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -565,6 +566,23 @@ def test_rows_that_were_held_back_survive_a_failure(make: Callable[..., Runner])
     with pytest.raises(ArithmeticError):
         runner.train()
     assert steps(runner.work_dir) == list(range(1, 18))
+
+
+def test_a_row_that_no_other_comes_after_is_written_soon(make: Callable[..., Runner]) -> None:
+    """However long the training then takes: who looks why it hangs finds the rows before."""
+    done: list[list[int]] = []
+
+    def step(model: nn.Module, batch: Any) -> dict[str, Any]:
+        if runner.iter == 3:
+            until = time.monotonic() + 30
+            while steps(runner.work_dir) != [1, 2, 3] and time.monotonic() < until:
+                time.sleep(0.01)
+            done.append(steps(runner.work_dir))
+        return train_step(model, batch)
+
+    runner = make(interval=1, run={"train_step": step, "count": 4, "epochs": 1})
+    runner.train()
+    assert done == [[1, 2, 3]]
 
 
 # What is refused

@@ -20,6 +20,7 @@ from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
+from eventrunner.schedule import Schedule
 
 LOG = {"checkpoint": None, "logger": {"interval": 1}}
 
@@ -271,3 +272,18 @@ def test_an_optimizer_is_scheduled_in_a_run_that_is_tested(make_runner: MakeRunn
     runner = make_runner(**options, test_dataloader=batches(2))
     runner.test()
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("site", ["before_train", "before_train_epoch"])
+def test_a_scheduler_that_comes_later_is_stepped_too(make_runner: MakeRunner, site: str) -> None:
+    """A hook may put one in when the training has begun."""
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    runner = make_runner(model=model, optimizer=optimizer)
+
+    @runner.on(site, priority="LOWEST", once=True)
+    def put_in(runner: Runner) -> None:
+        runner.param_schedulers.append(Schedule(lr_scheduler.ExponentialLR(optimizer, 0.5), by_epoch=False))
+
+    runner.train()
+    assert optimizer.param_groups[0]["lr"] == 0.5**runner.iter

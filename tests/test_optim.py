@@ -783,3 +783,48 @@ class TestBuild:
         """MMEngine's config form gets a hint of its own."""
         with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
             build_optim(optim_wrapper, optimizer)
+
+
+class Listening(OptimWrapper):
+    """Has a say in each part of an update."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer)
+        self.called: list[str] = []
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        self.called.append("scale_loss")
+        return super().scale_loss(loss)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.called.append("backward")
+        super().backward(loss, **kwargs)
+
+    def should_update(self) -> bool:
+        self.called.append("should_update")
+        return super().should_update()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        self.called.append("step")
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.called.append("zero_grad")
+        super().zero_grad(set_to_none)
+
+
+def test_a_subclass_has_its_say_in_an_update() -> None:
+    """Whoever overrides backward to change gradients would else train without that."""
+    model = nn.Linear(1, 1)
+    wrapper = Listening(torch.optim.SGD(model.parameters(), lr=0.1))
+    wrapper.update_params(model(torch.ones(1, 1)).sum())
+    assert wrapper.called == ["scale_loss", "backward", "should_update", "step", "zero_grad"]
+
+
+def test_a_loss_that_is_refused_is_refused_in_one_sentence() -> None:
+    """What torch said of it isn't the reason that a reader needs."""
+    model = nn.Linear(1, 2)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(OptionError) as caught:
+        wrapper.update_params(model(torch.ones(1, 1)))
+    assert caught.value.__suppress_context__

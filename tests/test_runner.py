@@ -1110,3 +1110,18 @@ def test_a_stop_can_not_pass_for_another_ending(make_runner: MakeRunner, reason:
         "reason of your own."
     )
     assert not runner.train_loop.stop_training
+
+
+def test_an_optimizer_that_is_put_in_during_the_training_is_the_one_that_trains(make_runner: MakeRunner) -> None:
+    """From the next iteration on; the log has its rate."""
+    model = nn.Linear(2, 1)
+    old, new = (OptimWrapper(torch.optim.SGD(model.parameters(), lr=lr)) for lr in (0.1, 0.2))
+    runner = make_runner(model=model, optim_wrapper=old)
+
+    @runner.on("after_train_iter")
+    def put_in(runner: Runner) -> None:
+        runner.optim_wrapper = new
+
+    runner.train()
+    assert (old.inner_count, new.inner_count) == (1, runner.iter - 1)
+    assert runner.message_hub.get_scalar("train/lr").data[0] == (0.1, *[0.2] * (runner.iter - 1))

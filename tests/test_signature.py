@@ -389,3 +389,26 @@ def test_annotations_are_never_evaluated() -> None:
 
     assert inspect.signature(receiver)
     assert read_wants(receiver, "site", NAMES).names == {"outputs"}
+
+
+class Meal:
+    def eat(self, runner: Any, batch_idx: int, outputs: Any) -> None:
+        """A method whose parameters could go by position."""
+
+
+@pytest.mark.parametrize("kind", ["signature", "wraps", "partial"])
+def test_what_wraps_a_receiver_gets_its_payload_by_keyword(kind: str) -> None:
+    """The signature is another function's, whose parameters the wrapper itself needn't have."""
+
+    def wrapper(runner: Any, **payload: Any) -> Any:
+        return payload
+
+    receiver: Any = {
+        "signature": wrapper,
+        "wraps": functools.wraps(Meal().eat)(wrapper),
+        "partial": functools.partial(wrapper),
+    }[kind]
+    if kind == "signature":
+        wrapper.__signature__ = inspect.signature(Meal().eat)  # type: ignore[attr-defined]
+    got = call(receiver, {"batch_idx": 3, "outputs": "out"}, ("batch_idx", "outputs"))
+    assert got == {"batch_idx": 3, "outputs": "out"}

@@ -153,6 +153,7 @@ class Saver:
         self._snapshots = Snapshotter()
         self._copying: tuple[Save, Snapshot] | None = None
         self._trial = _Trial()
+        self._changing = threading.Lock()  # held where steps come to be watched, and where they no longer are
         self._write_task = Task(self._write, WRITE_LANE, name="checkpoint", site="save", native=True)
         self._delete_task = Task(self._delete, DELETE_LANE, name="retention", site="save", native=True)
         self._copy_task = Task(_call, COPY_LANE, name="snapshot", site="save", native=True)
@@ -305,7 +306,9 @@ class Saver:
             self.settle()
         if self._trial.save is not None:
             self._trial.end()
-        watch_steps(self._on_step, watch=False)  # until the next save
+        with self._changing:  # another thread than that which saves may be stepping
+            if self._copying is None and self._trial.save is None:
+                watch_steps(self._on_step, watch=False)
 
     def _inline(self) -> bool:
         return self.mode == "sync" or self.lanes is None or not self.lanes.is_open
@@ -321,13 +324,14 @@ class Saver:
 
     def _hold(self, save: Save, snapshot: Snapshot) -> None:
         """See that nobody writes to what is being copied, and how long it takes to the next step."""
-        if not snapshot.copied:
-            self._copying = save, snapshot
-            self._guards.append(self.settle)
-        if self.mode == "auto" and save.mode != "sync":
-            self._trial.begin(save)
-        if save.mode != "sync":
-            watch_steps(self._on_step)
+        with self._changing:
+            if not snapshot.copied:
+                self._copying = save, snapshot
+                self._guards.append(self.settle)
+            if self.mode == "auto" and save.mode != "sync":
+                self._trial.begin(save)
+            if save.mode != "sync":
+                watch_steps(self._on_step)
 
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
         self.pending.append(save)

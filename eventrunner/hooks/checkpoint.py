@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,7 +123,7 @@ class CheckpointHook(Hook):
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
         self._prepared = False
-        self._next = 0.0  # the iteration before which there is nothing to do
+        self._planned: int | None = None  # iterations
 
     def check_run(self, runner: Runner) -> None:
         """Refuse what doesn't go with the run; called when the hook is registered."""
@@ -161,7 +160,7 @@ class CheckpointHook(Hook):
         """Begin to count saves, tell what a resumed run has saved before, and refuse a hook that can't be saved."""
         encode({"hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)}})
         self._account = {"requested": 0, "committed": 0, "failed": 0, "bytes": 0, "took": 0.0, "stall": 0.0}
-        self._prepared, self._next = False, 0.0
+        self._prepared, self._planned = False, runner.max_iters
         if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
             runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
         if runner.is_main:  # what a run that was killed had no time to delete: no later save need come
@@ -171,17 +170,17 @@ class CheckpointHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save by iterations."""
-        step = runner.progress.iter + 1
-        if step < self._next:
-            return
         if not self._prepared:  # only now an optimizer has its state
             self._prepared = True
             if self.save_last or self.best.keys or self.interval != -1:
                 runner.defer(lambda: _prepare(runner), mutates=False)
-        if self._due(step, runner.max_iters):
+        if self.by_epoch:
+            return
+        step, interval = runner.progress.iter + 1, self.interval or 0
+        due = interval > 0 and step >= self.save_begin and (step - self.save_begin) % interval == 0
+        if due or (step == self._planned and self.save_last):
             name = self._name("iter_{}", runner.progress.step)
             runner.defer(lambda: self._save(runner, name), mutates=False)
-        self._next = self._after(step, runner.max_iters)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Save by epochs."""
@@ -235,23 +234,6 @@ class CheckpointHook(Hook):
                 "another out_dir or work_dir."
             )
         runner.checkpoint_folder = folder
-
-    def _due(self, step: int, planned: int | None) -> bool:
-        """Whether iteration *step* of so many is to be saved."""
-        if self.by_epoch:
-            return False
-        interval, ahead = self.interval or 0, step - self.save_begin
-        return (interval > 0 and ahead >= 0 and ahead % interval == 0) or (self.save_last and step == planned)
-
-    def _after(self, step: int, planned: int | None) -> float:
-        """The first iteration after *step* that is to be saved, so that the ones before are done with at a glance."""
-        if self.by_epoch:
-            return math.inf
-        interval, ahead = self.interval or 0, step - self.save_begin
-        last = planned if self.save_last and planned is not None and planned > step else math.inf
-        if interval <= 0:
-            return last
-        return min(last, self.save_begin if ahead < 0 else step + interval - ahead % interval)
 
     def _save(self, runner: Runner, name: str) -> None:
         before = self._kept, self._last, self._retired

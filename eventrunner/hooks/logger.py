@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.account import account_of
 from eventrunner.best import best_name
-from eventrunner.errors import MissingExtraError, OptionError, RunExistsError
+from eventrunner.errors import LaneError, MissingExtraError, OptionError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.lanes import Task
 from eventrunner.log import RowLog, headed, shown
@@ -24,6 +25,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
 
 if TYPE_CHECKING:
+    from eventrunner.lanes import Lanes
     from eventrunner.runner import Runner
 
 __all__ = ["LOG_LANE", "LoggerHook"]
@@ -109,8 +111,9 @@ class LoggerHook(Hook):
         self._held: deque[dict[str, Any]] = deque()  # lines that wait for the saves of their steps to be committed
         self._widths: dict[str, int] = {}
         self._saved: list[tuple[int, str]] = []
-        self._unwritten: list[dict[str, Any]] = []  # rows that come so fast that they are written together
-        self._written = -math.inf
+        self._unwritten: deque[dict[str, Any]] = deque()  # rows that come so fast that they are written together
+        self._written = -math.inf  # when they were, or will be, last
+        self._timer: threading.Timer | None = None  # sees to those that no other row comes after
         self._failure: BaseException | None = None
         self._last_row = -1
         self._epoch_start = 0
@@ -195,6 +198,9 @@ class LoggerHook(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._write_held(runner)
         if runner.lanes is not None:
             runner.lanes.wait(LOG_LANE, label="end")
@@ -248,19 +254,27 @@ class LoggerHook(Hook):
             self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
         if self._rows is not None:
             self._unwritten.append(row)
-            now = time.perf_counter()
-            if now - self._written >= _TOGETHER or not self.offload:
+            if runner.lanes is None or not self.offload or time.perf_counter() - self._written >= _TOGETHER:
                 self._write_held(runner)
-                self._written = now
+            elif self._timer is None:
+                self._timer = threading.Timer(_TOGETHER, self._write_soon, (runner.lanes, self._rows, self._events))
+                self._timer.daemon = True
+                self._timer.start()
         runner.scalars = scalars
         if runner.emitters.on_log:
             runner.emitters.on_log(runner, scalars=scalars, step=step)
 
     def _write_held(self, runner: Runner) -> None:
-        """Have the rows written that were held back."""
+        """Have the rows written that were held back, without waiting for more."""
         if self._unwritten and self._rows is not None:
-            rows, self._unwritten = self._unwritten, []
-            self._offload(runner, self._writing, self._rows, self._events, rows)
+            self._written = time.perf_counter()
+            self._offload(runner, self._writing, self._rows, self._events, self._unwritten)
+
+    def _write_soon(self, lanes: Lanes, rows: RowLog, events: Any) -> None:
+        """The same from another thread, however long the training takes until it comes to it."""
+        self._timer = None
+        with contextlib.suppress(LaneError):  # closed: the end of the run writes what is left
+            lanes.submit(self._writing, (rows, events, self._unwritten))
 
     def _offload(self, runner: Runner, task: Task, *arguments: Any) -> None:
         if runner.lanes is not None and self.offload:
@@ -269,8 +283,11 @@ class LoggerHook(Hook):
             task.call(*arguments)
 
     @staticmethod
-    def _write_files(log: RowLog, events: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        log.write(*rows)
+    def _write_files(log: RowLog, events: Any, unwritten: deque[dict[str, Any]]) -> None:
+        """Write what is there by now; the lane is the only one to take from it, so rows keep their order."""
+        rows = [unwritten.popleft() for _ in range(len(unwritten))]
+        if rows:  # else they went with the job before, and the file may be closed by now
+            log.write(*rows)
         for row in rows if events is not None else ():
             _add_events(events, row)
 

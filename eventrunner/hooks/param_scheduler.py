@@ -28,24 +28,17 @@ class ParamSchedulerHook(Hook):
 
     def __init__(self) -> None:
         self._stepped: set[int] = set()  # ids of the schedulers that have been stepped
-        self._by_iter: list[Schedule] = []
-        self._begun = False  # whether all of these have been stepped
-
-    def before_train(self, runner: Runner) -> None:
-        """See which of them count iterations."""
-        schedules = all_schedules(runner.param_schedulers)
-        self._by_iter = [each for each in schedules if not each.by_epoch and not each.needs_metric]
-        self._begun = False
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Step those that count iterations."""
-        if self._begun:
-            for schedule in self._by_iter:
+        schedules = runner.param_schedulers
+        for schedule in schedules if type(schedules) is list else all_schedules(schedules):
+            if schedule.by_epoch or schedule.needs_metric:
+                continue
+            if id(schedule.scheduler) in self._stepped:
                 schedule.scheduler.step()
-            return
-        for schedule in self._by_iter:
-            self._step(schedule)
-        self._begun = True
+            else:
+                self._step(schedule)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Step those that count epochs."""

@@ -33,6 +33,7 @@ class RuntimeInfoHook(Hook):
     def __init__(self) -> None:
         self._last_stage: str | None = None
         # The histories are the hub's own, so that it needn't be asked at each iteration.
+        self._optim: Any = None  # whose rates and norms these are
         self._rates: list[tuple[OptimWrapper, str]] = []
         self._rate: dict[str, HistoryBuffer] = {}  # of a wrapper with one group, by its key
         self._norms: list[tuple[OptimWrapper, str]] = []
@@ -52,13 +53,15 @@ class RuntimeInfoHook(Hook):
         hub.update_info_dict(infos, resumed=False)
         hub.provide_info("epoch", lambda: progress.epoch)
         hub.provide_info("iter", lambda: progress.iter)
-        wrappers = [(f"train/{name}", wrapper) for name, wrapper in runner.optim_wrappers]
-        self._rates, self._rate = [(each, f"{prefix}lr") for prefix, each in wrappers], {}
-        self._norms = [(each, f"{prefix}grad_norm") for prefix, each in wrappers if each.clips]
-        self._outputs = {}  # another run has its own
+        self._optim, self._rate, self._outputs = None, {}, {}  # another run has its own
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates that the iteration uses."""
+        if self._optim is not runner.optim_wrapper:
+            self._optim = runner.optim_wrapper
+            wrappers = [(f"train/{name}", wrapper) for name, wrapper in runner.optim_wrappers]
+            self._rates = [(each, f"{prefix}lr") for prefix, each in wrappers]
+            self._norms = [(each, f"{prefix}grad_norm") for prefix, each in wrappers if each.clips]
         for wrapper, key in self._rates:
             groups = wrapper.optimizer.param_groups
             if len(groups) == 1:

@@ -230,7 +230,7 @@ _COPIES = (
     Mutant(
         "no optimizer is watched while a copy is under way",
         "checkpoint/saver.py",
-        '        if save.mode != "sync":\n            watch_steps(self._on_step)\n',
+        '            if save.mode != "sync":\n                watch_steps(self._on_step)\n',
         "",
         ("tests/test_overlap.py::test_an_optimizer_that_the_run_doesnt_know_waits_too",),
     ),
