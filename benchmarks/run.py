@@ -1,8 +1,9 @@
 """Run all benchmarks, one after the other, and put what they measured into results/ and README.md.
 
-$ python benchmarks/run.py [--quick] [--skip-checkpoint] [--only dispatch iteration checkpoint]
+$ python benchmarks/run.py [--quick] [--skip-checkpoint] [--only NAME …]
 
-Takes about ten minutes, a minute with --quick; nothing else should run meanwhile. Needs the extra `bench`.
+Takes about ten minutes, a minute or two with --quick, which leaves out the long training of endurance.py; nothing else
+should run meanwhile. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import iteration
 from report import between, save, show
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
 QUICK = {
-    "dispatch": ["11"],
+    "dispatch": ["--repeats", "11"],
     "iteration": ["--iters", "500", "--repeats", "3"],
+    "startup": ["--repeats", "3"],
     "checkpoint": ["--repeats", "2", "stall"],
 }
-NAMES = ("dispatch", "iteration", "checkpoint")
+NAMES = ("dispatch", "iteration", "startup", "endurance", "checkpoint")
 
 
 def run(name: str, *options: str) -> str:
@@ -35,16 +36,18 @@ def run(name: str, *options: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def measure(name: str, options: list[str]) -> dict[str, Any]:
-    """The report of a benchmark, which is saved too."""
+def measure(name: str, options: list[str]) -> str:
+    """Run a benchmark and save its report; returns what goes into the README."""
     path = RESULTS / f"{name}.json"
     if name == "checkpoint":
-        save(path, as_report(json.loads(run(name, *options, "--json"))))
-    else:
-        run(name, *options, "--json", str(path))
-    report = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(report, dict)
-    return report
+        report = as_report(json.loads(run(name, *options, "--json")))
+        save(path, report)
+        return show(report)
+    text = run(name, *options, "--json", str(path)).strip()
+    if name == "iteration":
+        plot(json.loads(path.read_text(encoding="utf-8")), RESULTS / "iteration.svg")
+        text += "\n\n![Overhead per iteration, by loop](results/iteration.svg)"
+    return text
 
 
 def as_report(told: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +64,6 @@ def as_report(told: dict[str, Any]) -> dict[str, Any]:
 
 def met(row: dict[str, Any]) -> str:
     return {None: "", True: "yes", False: "no"}[row["met"]]
-
-
-def shown(name: str, report: dict[str, Any]) -> str:
-    """What goes into the README."""
-    if name != "iteration":
-        return show(report)
-    return f"{iteration.shown(report)}\n\n![Overhead per iteration, by loop](results/iteration.svg)"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -116,12 +112,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="the others' tables stay as they are")
     args = parser.parse_args()
     for name in args.only:
-        if name == "checkpoint" and args.skip_checkpoint:
+        if (name == "checkpoint" and args.skip_checkpoint) or (args.quick and name not in QUICK):
             continue
-        report = measure(name, QUICK[name] if args.quick else [])
-        if name == "iteration":
-            plot(report, RESULTS / "iteration.svg")
-        README.write_text(between(README.read_text("utf-8"), name, shown(name, report)), encoding="utf-8")
+        text = measure(name, QUICK[name] if args.quick else [])
+        README.write_text(between(README.read_text("utf-8"), name, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
