@@ -3,8 +3,8 @@
 $ python benchmarks/iteration.py [--iters N] [--repeats N] [--save-every N] [--only NAME …] [--json FILE]
 
 A tiny model (Linear 8×8, batches of 8, SGD), a scheduler stepped at each iteration, a line each 50, a checkpoint each
-500. Each contender lives in a process of its own; they take turns, one repeat at a time, in an order that changes. The
-mean iteration has everything in it, lines and saves too; the quiet one is the median. What comes before the 250th
+2,500. Each contender lives in a process of its own; they take turns, one repeat at a time, in an order that changes.
+The mean iteration has everything in it, lines and saves too; the quiet one is the median. What comes before the 250th
 iteration or after the last doesn't count. The other trainers come with the extra `bench`; those that aren't installed
 are left out.
 """
@@ -180,10 +180,10 @@ def shown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--iters", type=int, default=2000)
+    parser.add_argument("--iters", type=int, default=6000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=500, help="0: never")
+    parser.add_argument("--save-every", type=int, default=2500, help="0: never")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--log", default=os.devnull, metavar="FILE", help="where what the trainers print goes")

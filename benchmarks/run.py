@@ -22,7 +22,7 @@ RESULTS = HERE / "results"
 README = HERE / "README.md"
 QUICK = {
     "dispatch": ["--repeats", "11"],
-    "iteration": ["--iters", "500", "--repeats", "3"],
+    "iteration": ["--iters", "500", "--repeats", "3", "--save-every", "200"],
     "startup": ["--repeats", "3"],
     "checkpoint": ["--repeats", "2", "stall"],
 }

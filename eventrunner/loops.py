@@ -49,6 +49,7 @@ class TrainLoop:
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
         self._sites = vars(runner.emitters)  # an attribute is slower to come by than an entry
+        self._updates_itself = False  # as the runner says when it begins
 
     @property
     def max_epochs(self) -> int:
@@ -110,8 +111,8 @@ class TrainLoop:
 
     def _bind(self) -> None:
         runner = self.runner
-        optim = runner.optim_wrapper
-        extra = {"optim_wrapper": optim} if runner.updates_itself else {}
+        optim, self._updates_itself = runner.optim_wrapper, runner.updates_itself
+        extra = {"optim_wrapper": optim} if self._updates_itself else {}
         self._step = bind_step(runner.train_step, runner.model, "train_step", **extra)
         optim.before_step, optim.after_step = self._before_step, self._after_step
         for _, wrapper in runner.optim_wrappers:
@@ -140,7 +141,7 @@ class TrainLoop:
         else:
             with torch.autocast(runner.device.type, optim.amp_dtype):
                 outputs = self._step(data_batch)
-        if runner.updates_itself:
+        if self._updates_itself:
             check_outputs(outputs)
         else:
             # Both are mostly called for nothing; so they aren't, where there is nothing.
