@@ -34,6 +34,7 @@ from checkpoint_task import (
     steady_memory,
     tensors_of,
 )
+from report import resident
 from torch import Tensor, nn
 
 from eventrunner import Bus, Checkpointer
@@ -446,12 +447,6 @@ def memory(settings: Settings) -> list[Row]:
         growth = statistics.median(sizes[-10:]) - statistics.median(sizes[:10])
         rows.append(Row("growth of memory in 50 saves; the state", growth, "MB", size, 0.02))
     return rows
-
-
-def resident() -> float:
-    """MB of memory that the process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") * MB
 
 
 def auto(settings: Settings) -> list[Row]:

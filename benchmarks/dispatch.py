@@ -22,7 +22,7 @@ from typing import Any
 
 import blinker
 import peers_dispatch
-from report import conditions, save, table, version_of
+from report import conditions, save, table, told, version_of
 
 from eventrunner.bus import Bus
 from eventrunner.hook import Hook, connect_hook
@@ -169,10 +169,6 @@ def verdicts(times: dict[str, Times]) -> list[str]:
         f"6 receivers, {form}: with 1,000 on other sites {ratio(beside[form], six[form]):.2f} of without",
         f"6 receivers, {form}: with 6 hooks that lack the site {ratio(idle[form], six[form]):.2f} of without",
     ]
-
-
-def told(met: bool) -> str:
-    return "met" if met else "missed"
 
 
 def report(repeats: int, with_peers: bool) -> dict[str, Any]:

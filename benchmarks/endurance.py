@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import conditions, save, table
+from report import conditions, resident, save, table
 
 from eventrunner import Bus, OptimWrapper, Runner
 
@@ -42,15 +42,6 @@ COLUMNS = (
     "thousand objects that are tracked",
 )
 Batch = torch.Tensor
-
-
-def resident() -> float:
-    """Megabytes of the process that are in memory; NaN where the system doesn't tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @dataclass(frozen=True)

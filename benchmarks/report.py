@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["between", "conditions", "processor", "save", "show", "table", "version_of"]
+__all__ = ["between", "conditions", "processor", "resident", "save", "show", "table", "told", "version_of"]
 
 Cell = str | float | None
 
@@ -63,6 +63,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     rule = ["---:" if index and numbers else "---" for index, numbers in enumerate(right)]
     lines = [columns, rule, *([cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def resident() -> float:
+    """Megabytes of the process that are in memory; NaN where the system doesn't tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def told(met: bool) -> str:
+    """How a target fared, in a word."""
+    return "met" if met else "missed"
 
 
 def show(report: Mapping[str, Any]) -> str:

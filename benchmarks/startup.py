@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from report import conditions, save, table
+from report import conditions, save, table, told
 
 HERE = Path(__file__).resolve().parent
 TORCH, PACKAGE, RUNNER = "import torch", "import eventrunner", "from eventrunner import Runner"
@@ -148,10 +148,6 @@ def verdicts(imported: float, step: float) -> list[str]:
         f"`{RUNNER}`: {imported:.2f} of `{TORCH}`, target ≤ {IMPORT_TARGET:.2f}: {both[0]}",
         f"from `Runner(…)` to the first step: {step:.1f} ms, target ≤ {STEP_TARGET:.0f} ms: {both[1]}",
     ]
-
-
-def told(met: bool) -> str:
-    return "met" if met else "missed"
 
 
 def listed(found: Milliseconds) -> str:

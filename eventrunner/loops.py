@@ -237,13 +237,13 @@ class TrainLoop:
         if not self._begin_epoch():
             return
         dataloader = self.dataloader
-        while not self._is_over():
-            self._run_pass(dataloader)
+        while self._run_pass(dataloader):
+            pass
         if progress.iter >= self._maximum:
             self._end_epoch()
 
-    def _run_pass(self, dataloader: Any) -> None:
-        """Train on one pass over the data, or what is left of it, or of the training."""
+    def _run_pass(self, dataloader: Any) -> bool:
+        """Train on one pass over the data, or what is left of it; False where the training ended amid it."""
         progress, validates = self.progress, self.runner.val_loop is not None
         self.position.announce(dataloader)
         for _, data_batch in self.position.batches(dataloader):
@@ -251,10 +251,8 @@ class TrainLoop:
             if validates:
                 self.validate_if_due()
             if self.stop_training or progress.iter >= self._maximum:
-                return
-
-    def _is_over(self) -> bool:
-        return self.stop_training or self.progress.iter >= self._maximum
+                return False
+        return True
 
 
 class EvalLoop:

@@ -99,14 +99,10 @@ def _start_of_directory(file: IO[bytes]) -> int:
     return int(start)
 
 
-def check_pickle(data: Any, foreign: bool = False) -> None:
+def check_pickle(data: bytes) -> None:
     """Refuse a pickle that does more than put together what :func:`eventrunner.checkpoint.pth.plain_tree` gives.
 
     What may be large is never copied once it has been used, so that what the pickle makes is in proportion to it.
-
-    Args:
-        data: Its bytes; or a mapped file, and then the next one in it.
-        foreign: Whether it may make other tensors than a Store writes.
 
     Raises:
         pickle.UnpicklingError: it does; or any of ``pth.UNREADABLE``.
