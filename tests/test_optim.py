@@ -98,6 +98,44 @@ class TestStep:
 
         assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
+    def test_zero_grad_reaches_groups_that_were_added_later(self) -> None:
+        """The groups are the optimizer's at each step, not those that it began with."""
+        model, later = make_model(), nn.Linear(1, 1)
+        wrapper = OptimWrapper(sgd(model))
+        wrapper.optimizer.add_param_group({"params": later.parameters()})
+        later(torch.ones(1, 1)).sum().backward()
+        wrapper.zero_grad()
+
+        assert all(p.grad is None for p in later.parameters())
+
+    @pytest.mark.parametrize("where", ["class", "instance", "torch"])
+    def test_an_own_zero_grad_is_called(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be it a subclass's, one that was put on the optimizer, or one that was put in torch's place."""
+        called: list[bool] = []
+
+        def own(self: torch.optim.Optimizer, set_to_none: bool = True) -> None:
+            called.append(set_to_none)
+
+        model = make_model()
+        kind = type("Own", (torch.optim.SGD,), {"zero_grad": own} if where == "class" else {})
+        optimizer = kind(model.parameters(), lr=0.01)
+        if where == "instance":
+            monkeypatch.setattr(optimizer, "zero_grad", functools.partial(own, optimizer))
+        elif where == "torch":
+            monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", own)
+        OptimWrapper(optimizer).zero_grad()
+
+        assert called == [True]
+
+    def test_a_profiler_sees_zero_grad(self) -> None:
+        """Under its own name, as in any other loop."""
+        model = make_model()
+        wrapper = OptimWrapper(sgd(model))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            train(wrapper, model, make_batches(1))
+
+        assert "Optimizer.zero_grad#SGD.zero_grad" in [event.key for event in profiler.key_averages()]
+
     def test_calls_come_in_order_around_the_step(self) -> None:
         """before_step sees whole gradients and old weights; after_step sees clipped gradients and new weights."""
         model = make_model()

@@ -49,10 +49,10 @@ QUIET_CALLS = {
     "LoggerHook.after_train_iter": 1,
     "ParamSchedulerHook.after_train_iter": 1,
     "CheckpointHook.after_train_iter": 1,
-    "HistoryBuffer.update": 4,  # rate, data_time, loss, time
 }
 # What these call that is written in C: nothing that formats, looks something up by inspection, or copies a tensor.
 QUIET_C_CALLS = {"perf_counter", "append", "len", "isinstance", "type", "id", "items", "get", "numel", "item"}
+QUIET_C_CALLS |= {"_profiler_enabled", "vars"}  # whether gradients may be let go of without the optimizer's own way
 
 _NOT_OURS = ("Runner.iter", "iter", "_before_step")
 """What the step here asks for, and the hook of torch's that stays in a process after its first save."""
