@@ -22,17 +22,19 @@ import torch
 
 from eventrunner.errors import OptionError, UnknownScalarError, did_you_mean, listed
 
-__all__ = ["HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
+__all__ = ["SETTLED", "HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
 
 Scalar: TypeAlias = SupportsFloat
 """An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
+
+SETTLED = 1_000
+"""So many entries a history leaves pending before it adds them up unasked."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
 _LEAST = 16  # entries that the tensors of a saved history have room for
 _ONE = 1
-_UNREAD = 1_000  # entries that a history leaves pending before it adds them up unasked
 _STATE = ("values", "counts", "sum", "count", "max", "min")
 
 
@@ -177,22 +179,19 @@ class HistoryBuffer:
         if type(value) is not float or count is not _ONE:
             value = self._admitted(value, count)
         self._pending.append(value)
-        if len(self._pending) >= _UNREAD:
-            self._settle()
+        if len(self._pending) >= SETTLED:
+            self.settle()
 
-    def _admitted(self, value: Scalar, count: int) -> Any:
-        """What stands for an entry among the pending."""
-        count, checked = _positive(count, "count"), _checked(value)
-        if count == 1 and isinstance(checked, float):
-            return checked
-        self._plain = False
-        return checked, count
+    @property
+    def append(self) -> Callable[[float], None]:
+        """Appends a float unchecked, and may be kept: for who does so at each iteration and calls :meth:`settle`."""
+        return self._pending.append
 
-    def _settle(self) -> None:
-        """Add up what is pending; if a device fails at being read, it stays so."""
+    def settle(self) -> None:
+        """Add up what is pending, as all that look do; if a device fails at being read, it stays pending."""
         if not self._pending:
             return
-        values, counts = (self._pending, [1] * len(self._pending)) if self._plain else _read(self._pending)
+        values, counts = (self._pending.copy(), [1] * len(self._pending)) if self._plain else _read(self._pending)
         # One after another: a sum in another order would be another float.
         total, number, largest, smallest = self._sum, self._count, self._max, self._min
         if not number:
@@ -208,12 +207,24 @@ class HistoryBuffer:
         self._sum, self._count, self._max, self._min = total, number, largest, smallest
         self._values.extend(values)
         self._counts.extend(counts)
-        self._pending, self._plain = [], True
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pending.clear()  # the list stays: append is its
+        self._plain = True
+
+    def _admitted(self, value: Scalar, count: int) -> Any:
+        """What stands for an entry among the pending."""
+        count, checked = _positive(count, "count"), _checked(value)
+        if count == 1 and isinstance(checked, float):
+            return checked
+        self._plain = False
+        return checked, count
 
     def _latest(self, what: str, window_size: int | None = None) -> list[tuple[float, int]]:
         """The entries of a window, oldest first; without a window none, but it is checked that there are any."""
         size = 0 if window_size is None else _positive(window_size, "window_size")
-        self._settle()
+        self.settle()
         if not self._values:
             raise OptionError(f"the {what} of a history without entries was asked for; update() it first.")
         return self._last(size)
@@ -228,7 +239,7 @@ class HistoryBuffer:
     @property
     def data(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """The values that are held and their counts, oldest first."""
-        self._settle()
+        self.settle()
         return tuple(self._values), tuple(self._counts)
 
     def current(self) -> float:
@@ -281,7 +292,7 @@ class HistoryBuffer:
         The tensors are filled up with entries of count 0, so that their size, by which a save knows its tensors, seldom
         changes.
         """
-        self._settle()
+        self.settle()
         entries = self._last(_SAVED)
         entries += [(0.0, 0)] * (max(1 << (len(entries) - 1).bit_length(), _LEAST) - len(entries))
         values = _tensor("d", torch.float64, [value for value, _ in entries])
@@ -303,7 +314,7 @@ class HistoryBuffer:
         if count < sum(counts) or bool(count) != bool(values):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
         self._values, self._counts = deque(values, self.max_length), deque(counts, self.max_length)
-        self._pending, self._plain = [], True
+        self._forget()
         self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
 
 

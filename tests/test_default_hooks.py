@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeRunner
-from tiny import QUIET, train_step
+from tiny import QUIET, batches, train_step
 from torch import nn
 
 from eventrunner.errors import HookError, OptionError
+from eventrunner.history import SETTLED
 from eventrunner.hook import Hook
 from eventrunner.hooks import (
     DEFAULT_HOOKS,
@@ -257,3 +258,16 @@ def test_the_tutorials_hook_lets_a_healthy_run_pass(make_runner: MakeRunner) -> 
     assert listed(runner)[1] == (Early, 40)
     runner.train()
     assert runner.iter == 60
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_histories_that_nobody_looks_at_are_added_up_all_the_same(make_runner: MakeRunner, by_epoch: bool) -> None:
+    """Else a long training without lines would hold each of its values twice."""
+    cfg = {"max_epochs": 30} if by_epoch else {"max_iters": 2100}
+    runner = make_runner(train_dataloader=batches(70), train_cfg=cfg, default_hooks=QUIET)
+    runner.train()
+    histories = runner.message_hub.log_scalars
+    assert set(histories) == {"train/lr", "train/loss", "train/data_time", "train/time"}
+    for history in histories.values():
+        assert len(history._pending) <= SETTLED
+        assert len(history) == 2100

@@ -84,6 +84,20 @@ def test_a_history_has_its_values_and_counts_in_order() -> None:
     assert len(buffer) == 2
 
 
+def test_appending_is_updating_by_a_float() -> None:
+    """What appends may be kept while others look, settle and load."""
+    history = HistoryBuffer()
+    append = history.append
+    append(1.0)
+    history.update(2.0, 3)
+    history.settle()
+    append(4.0)
+    assert history.data == ((1.0, 2.0, 4.0), (1, 3, 1))
+    history.load_state_dict(HistoryBuffer([5.0], [1]).state_dict())
+    append(7.0)
+    assert (history.mean(), history.max(), history.current(), len(history)) == (6.0, 7.0, 7.0, 2)
+
+
 def test_a_history_can_begin_with_values() -> None:
     """The constructor takes histories, as MMEngine's does."""
     assert HistoryBuffer([1, 2], [1, 3]).mean() == 7 / 4

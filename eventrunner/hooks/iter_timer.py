@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.history import SETTLED
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.state import Progress
 
 if TYPE_CHECKING:
-    from eventrunner.history import HistoryBuffer
     from eventrunner.runner import Runner
 
 __all__ = ["IterTimerHook"]
@@ -32,8 +33,8 @@ class IterTimerHook(Hook):
         self._mark = 0.0  # when the wait for this iteration's batch began
         self._began = 0.0
         self._first_iter = 0
-        self._waited: dict[str, HistoryBuffer] = {}  # the hub's own, by mode
-        self._took: dict[str, HistoryBuffer] = {}
+        self._waited: dict[str, Callable[[float], None]] = {}  # to the hub's own histories, by mode
+        self._took: dict[str, Callable[[float], None]] = {}
         self._progress = Progress()
         self._planned: int | None = None  # iterations, asked for once an epoch: a loader may reckon its length anew
 
@@ -51,20 +52,23 @@ class IterTimerHook(Hook):
         self._mark, self._planned = time.perf_counter(), runner.max_iters
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
-        history = self._waited.get(mode)
-        if history is None:
-            history = self._waited[mode] = runner.message_hub.history(f"{mode}/data_time")
-        history.update(time.perf_counter() - self._mark)
+        waited = self._waited.get(mode)
+        if waited is None:
+            waited = self._waited[mode] = runner.message_hub.history(f"{mode}/data_time").append
+        waited(time.perf_counter() - self._mark)
 
     def _after_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
     ) -> None:
-        history = self._took.get(mode)
-        if history is None:
-            history = self._took[mode] = runner.message_hub.history(f"{mode}/time")
+        took = self._took.get(mode)
+        if took is None:
+            took = self._took[mode] = runner.message_hub.history(f"{mode}/time").append
         now = time.perf_counter()
-        history.update(now - self._mark)
+        took(now - self._mark)
         self._mark = now
+        if not batch_idx % SETTLED:
+            runner.message_hub.history(f"{mode}/data_time").settle()
+            runner.message_hub.history(f"{mode}/time").settle()
 
     def _left(self) -> float | None:
         """The seconds that the rest of the training will take at the pace so far; None where nobody can tell."""

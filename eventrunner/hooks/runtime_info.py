@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from eventrunner.history import HistoryBuffer, scalar_of
+from eventrunner.history import SETTLED, HistoryBuffer, Scalar, scalar_of
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.version import __version__
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
 __all__ = ["RuntimeInfoHook"]
+
+_Keep: TypeAlias = Callable[[float], None]
 
 
 @HOOKS.register_module()
@@ -32,12 +35,12 @@ class RuntimeInfoHook(Hook):
 
     def __init__(self) -> None:
         self._last_stage: str | None = None
-        # The histories are the hub's own, so that it needn't be asked at each iteration.
+        # What keeps values is the hub's own histories', so that it needn't be asked for them at each iteration.
         self._optim: Any = None  # whose rates and norms these are
-        self._rates: list[tuple[OptimWrapper, str]] = []
-        self._rate: dict[str, HistoryBuffer] = {}  # of a wrapper with one group, by its key
+        self._rates: list[tuple[OptimWrapper, str, _Keep | None]] = []  # None where there are several groups
         self._norms: list[tuple[OptimWrapper, str]] = []
-        self._outputs: dict[str, HistoryBuffer] = {}  # of what train_step returns, by its key there
+        self._outputs: dict[str, tuple[_Keep, Callable[[Scalar], None]]] = {}  # append and update, by train_step's key
+        self._histories: list[HistoryBuffer] = []  # those that are appended to, which are to be settled
 
     def before_run(self, runner: Runner) -> None:
         """Say which run this is."""
@@ -53,38 +56,58 @@ class RuntimeInfoHook(Hook):
         hub.update_info_dict(infos, resumed=False)
         hub.provide_info("epoch", lambda: progress.epoch)
         hub.provide_info("iter", lambda: progress.iter)
-        self._optim, self._rate, self._outputs = None, {}, {}  # another run has its own
+        self._optim, self._outputs, self._histories = None, {}, []  # another run has its own
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates that the iteration uses."""
         if self._optim is not runner.optim_wrapper:
-            self._optim = runner.optim_wrapper
-            wrappers = [(f"train/{name}", wrapper) for name, wrapper in runner.optim_wrappers]
-            self._rates = [(each, f"{prefix}lr") for prefix, each in wrappers]
-            self._norms = [(each, f"{prefix}grad_norm") for prefix, each in wrappers if each.clips]
-        for wrapper, key in self._rates:
+            self._look_at(runner)
+        for wrapper, key, keep in self._rates:
             groups = wrapper.optimizer.param_groups
-            if len(groups) == 1:
-                history = self._rate.get(key)
-                if history is None:
-                    history = self._rate[key] = runner.message_hub.history(key)
-                history.update(groups[0]["lr"])
+            rate = groups[0]["lr"]
+            if keep is not None and len(groups) == 1 and type(rate) is float:
+                keep(rate)
             else:
                 for index, group in enumerate(groups):
-                    runner.message_hub.update_scalar(f"{key}/{index}", group["lr"])
+                    runner.message_hub.update_scalar(key if len(groups) == 1 else f"{key}/{index}", group["lr"])
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep what train_step returned, and the gradients' norm."""
         for name, value in (outputs or {}).items():  # a step that updates the weights itself may return nothing
             scalar = scalar_of(value)
             if scalar is not None:
-                history = self._outputs.get(name)
-                if history is None:
-                    history = self._outputs[name] = runner.message_hub.history(f"train/{name}")
-                history.update(scalar)
+                append, update = self._outputs.get(name) or self._begin_output(runner, name)
+                if type(scalar) is float:
+                    append(scalar)
+                else:
+                    update(scalar)
         for wrapper, key in self._norms:
             if wrapper.grad_norm is not None:
                 runner.message_hub.update_scalar(key, wrapper.grad_norm)
+        if not batch_idx % SETTLED:
+            for history in self._histories:
+                history.settle()
+
+    def _look_at(self, runner: Runner) -> None:
+        """Find out whose rates and norms there are to keep."""
+        self._optim = runner.optim_wrapper
+        self._rates, self._norms = [], []
+        for name, wrapper in runner.optim_wrappers:
+            prefix, keep = f"train/{name}", None
+            if len(wrapper.param_groups) == 1:
+                keep = self._history(runner, f"{prefix}lr").append
+            self._rates.append((wrapper, f"{prefix}lr", keep))
+            if wrapper.clips:
+                self._norms.append((wrapper, f"{prefix}grad_norm"))
+
+    def _begin_output(self, runner: Runner, name: str) -> tuple[_Keep, Callable[[Scalar], None]]:
+        history = self._history(runner, f"train/{name}")
+        self._outputs[name] = history.append, history.update
+        return self._outputs[name]
+
+    def _history(self, runner: Runner, key: str) -> HistoryBuffer:
+        self._histories.append(runner.message_hub.history(key))
+        return self._histories[-1]
 
     def before_val(self, runner: Runner) -> None:
         """Note the stage, remembering the one around it."""
