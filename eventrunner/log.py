@@ -15,16 +15,17 @@ import math
 import os
 import re
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import structlog
-from structlog.processors import LogfmtRenderer
-
 from eventrunner.atomic import replace_text
 from eventrunner.errors import OptionError, did_you_mean
+from eventrunner.soon import Soon
 
 __all__ = ["RowLog", "RunLog", "headed", "shown"]
 
@@ -32,7 +33,6 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
 _BARE = frozenset({"reason", "path"})
 _OWN = ("time", "level", "event")
-_logfmt = LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _PLAIN_SIGNS = str.maketrans({"★": "*", "●": "o", "·": "-", "…": "..."})
 
@@ -55,6 +55,17 @@ class RunLog:
         self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         """Entered around each line: what draws on the terminal steps aside."""
         self._file: IO[str] | None = None
+        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._later: deque[tuple[float, Callable[[], None]]] = deque()  # and when it was asked for
+        self._soon = Soon()
+        self._printed: IO[str] | None = None  # what stdout was when something was written to it that isn't flushed
+        self._asked: float | None = None  # when what is being caught up with was asked for
+        self._failure: BaseException | None = None  # of who caught up unasked
+        # Here, not above: it takes 40 ms with what it imports for tracebacks in colour, which a process that makes no
+        # log needs not, such as a dataloader's worker or a script's --help.
+        import structlog
+
+        self._logfmt = structlog.processors.LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
         self.logger: Any = structlog.wrap_logger(
             _Sink(self),
             processors=[
@@ -72,23 +83,83 @@ class RunLog:
 
     def close(self) -> None:
         """Close the file; events still reach stdout."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._soon.cancel()
+        try:
+            self._catch_up()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def soon(self, write: Callable[[], None], at_once: bool = False) -> None:
+        """Call *write*, which logs, within a tenth of a second, in turn and before anything else is logged.
+
+        What comes faster than that is written together, by another thread if this one is held up. *at_once* waits for
+        no more to come.
+
+        Raises:
+            OSError: writing failed, now or when another thread did it.
+        """
+        with self._lock:
+            self._later.append((time.time(), write))
+            if at_once or self._soon.due(self._catch_up_unasked):
+                self._catch_up()
 
     def write(self, level: str, event: dict[str, Any]) -> None:
-        """Write one event."""
+        """Write one event, after those that were to be written soon."""
+        if os.getpid() != self._pid:  # a forked worker: the lines are its parent's, and so may the lock be
+            self._put(level, event, time.time())
+            self._flush()
+            return
+        with self._lock:
+            if self._asked is not None:
+                self._put(level, event, self._asked)
+                return
+            self._catch_up()
+            self._put(level, event, time.time())
+            self._flush()
+
+    def _catch_up(self) -> None:
+        with self._lock:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            if not self._later or self._asked is not None:
+                return
+            self._soon.done()
+            try:
+                while self._later:
+                    self._asked, write = self._later.popleft()
+                    write()
+            finally:
+                self._asked = None
+                self._flush()
+
+    def _catch_up_unasked(self) -> None:
+        try:
+            self._catch_up()
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error  # for the thread that logs, at its next word
+
+    def _put(self, level: str, event: dict[str, Any], when: float) -> None:
         line = _line(level, event)
         if self._file is not None:
             self._file.write(line + "\n")
-            self._file.flush()
         if getattr(logging, level.upper()) >= self.threshold:
             stream = sys.stdout
             if stream is None:  # under pythonw there is nobody to read
                 return
-            text = line if stream.isatty() else _piped(level, event)
+            text = line if stream.isatty() else self._logfmt(None, "", _piped(level, event, when))
             with self.aside():
-                print(_encodable(text, stream), file=sys.stdout, flush=True)
+                print(_encodable(text, stream), file=stream)
+                self._printed = stream
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+        printed, self._printed = self._printed, None
+        if printed is not None:
+            printed.flush()
 
 
 class _Sink:
@@ -177,10 +248,10 @@ def _line(level: str, event: Mapping[str, Any]) -> str:
     return text if level in ("debug", "info") else f"{level}   {text}"
 
 
-def _piped(level: str, event: Mapping[str, Any]) -> str:
-    time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _piped(level: str, event: Mapping[str, Any], when: float) -> dict[str, Any]:
+    moment = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     fields = {_key(key): _plain(value) for key, value in event.items() if key not in (*_OWN, "line")}
-    return str(_logfmt(None, "", {"time": time, "level": level, "event": _plain(event["event"]), **fields}))
+    return {"time": moment, "level": level, "event": _plain(event["event"]), **fields}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import eventrunner
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
-    ("errors", "version", "priority", "foreign", "sites", "atomic", "preempt", "task", "lane", "lanes"),
+    ("errors", "version", "priority", "foreign", "sites", "atomic", "soon", "preempt", "task", "lane", "lanes"),
     ("signature", "filters", "connection", "offload", "ledger", "plan", "dispatch", "bus"),
     ("hook", "registry", "modules", "history", "state", "view", "dist", "log", "rules", "steps"),
     ("optim", "averaging", "evaluator", "device", "data", "schedule", "settings", "rundir", "best", "checkpoint"),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +86,86 @@ def test_an_event_may_say_how_it_reads(tmp_path: Path, capsys: pytest.CaptureFix
         log.logger.info("epoch 1/20", loss=0.5, line="epoch  1/20   train/loss 0.5000 ★")
     assert lines == ["epoch  1/20   train/loss 0.5000 ★"]
     assert piped(capsys) == ['level=info event="epoch 1/20" loss=0.5']
+
+
+def soon(log: RunLog, *events: str) -> None:
+    """Ask for a line each; the first is written right away."""
+    for event in events:
+        log.soon(functools.partial(log.logger.info, event))
+
+
+def test_what_comes_fast_is_written_in_turn_before_anything_else(tmp_path: Path) -> None:
+    """Lines are never out of order, whatever waits."""
+    log = RunLog("CRITICAL")
+    with written(log, tmp_path / "log.txt") as lines:
+        soon(log, "a", "b", "c")
+        log.logger.warning("d")
+        soon(log, "e")
+        log.soon(functools.partial(log.logger.info, "f"), at_once=True)
+        assert (tmp_path / "log.txt").read_text() == "a\nb\nc\nwarning   d\ne\nf\n"
+        soon(log, "g")
+    assert lines[-2:] == ["f", "g"]
+
+
+def test_what_waits_is_written_while_the_thread_that_asked_is_held_up(tmp_path: Path) -> None:
+    """A step may take minutes; the line before it is on the terminal by then."""
+    log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
+    with written(log, path):
+        soon(log, "a", "b", "c")
+        while path.read_text() != "a\nb\nc\n":  # it is the test's limit of time that may fail
+            time.sleep(0.01)
+
+
+def test_a_line_that_waited_has_the_time_of_its_event(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not that at which it was written."""
+    log = RunLog()
+    soon(log, "a", "b")
+    asked = time.time()
+    while time.time() < asked + 0.01:
+        pass
+    log.close()
+    *_, line = capsys.readouterr().out.splitlines()
+    assert datetime.fromisoformat(line.removeprefix("time=").split()[0]).timestamp() <= asked
+
+
+def test_a_failure_to_write_what_waited_is_raised_at_the_next_word(tmp_path: Path) -> None:
+    """It was another thread's, and is as little swallowed as one's own."""
+    log = RunLog("CRITICAL")
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise OSError("no space")
+
+    soon(log, "a")
+    log.soon(fail)
+    assert failed.wait(30)
+
+    def go_on() -> None:
+        while True:  # the other thread may still be on its way to say so
+            log.logger.info("b")
+
+    with pytest.raises(OSError, match="no space"):
+        go_on()
+    log.logger.info("c")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_worker_leaves_its_parents_lines_alone(tmp_path: Path) -> None:
+    """It writes its own, though the parent may have held the lock; the parent's come once."""
+    log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
+    with written(log, path) as lines:
+        soon(log, "a", "b")
+        with log._lock:
+            child = os.fork()
+            if child == 0:
+                held = threading.Thread(target=log.logger.info, args=("child",))  # a lock is its thread's
+                held.start()
+                held.join(30)
+                os._exit(held.is_alive())
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(lines) == ["a", "b", "child"]
 
 
 def test_levels_from_warning_on_are_named(tmp_path: Path) -> None:

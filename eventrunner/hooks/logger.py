@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import math
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from eventrunner.hook import Hook
 from eventrunner.lanes import Task
 from eventrunner.log import RowLog, headed, shown
 from eventrunner.registry import HOOKS
+from eventrunner.soon import Soon
 from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ _SMOOTHED = re.compile(r"loss|time|grad_norm")
 _RATE = re.compile(r"[/.]lr(/|$)")
 _TIME = re.compile(r"/(data_)?time$")
 _APART = re.compile(r"[/.](lr(/|$)|((data_)?time|grad_norm)$)")
-_TOGETHER = 0.1  # seconds: waking who writes costs the training more than a row does
 _WINDOW = 1_000  # as many values of a history survive a resume
 # The columns of a line, from left to right; a key is in the first group that it begins with.
 _COLUMNS = ("train/", "val/", "lr", "took", "saved", "eta")
@@ -51,9 +49,9 @@ class LoggerHook(Hook):
     of the epoch that produced the row, from 1), then ``train/…`` or ``val/…`` keys with plain floats. The same rows
     go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size* iterations, the rest
     are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
-    training, rows that come within a tenth of a second together, and are on the disk before a save of the same step is
-    committed. In a resumed run, they are first cut back
-    to where it goes on.
+    training, and are on the disk before a save of the same step is committed. Rows that come within a tenth of a second
+    are written together, and so are lines per interval: what a script prints may come before the line of an iteration
+    that was earlier by less than that. In a resumed run, the files are first cut back to where it goes on.
 
     Args:
         interval: A row each n-th iteration, counted within the epoch.
@@ -112,8 +110,7 @@ class LoggerHook(Hook):
         self._widths: dict[str, int] = {}
         self._saved: list[tuple[int, str]] = []
         self._unwritten: deque[dict[str, Any]] = deque()  # rows that come so fast that they are written together
-        self._written = -math.inf  # when they were, or will be, last
-        self._timer: threading.Timer | None = None  # sees to those that no other row comes after
+        self._soon = Soon()
         self._failure: BaseException | None = None
         self._last_row = -1
         self._epoch_start = 0
@@ -198,9 +195,7 @@ class LoggerHook(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._soon.cancel()
         self._write_held(runner)
         if runner.lanes is not None:
             runner.lanes.wait(LOG_LANE, label="end")
@@ -252,14 +247,12 @@ class LoggerHook(Hook):
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
         if self.tensorboard and runner.is_main and self._events is None:
             self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
-        if self._rows is not None:
+        rows, events = self._rows, self._events
+        if rows is not None:
             self._unwritten.append(row)
-            if runner.lanes is None or not self.offload or time.perf_counter() - self._written >= _TOGETHER:
+            lanes = runner.lanes if self.offload else None
+            if lanes is None or self._soon.due(lambda: self._write_unasked(lanes, rows, events)):
                 self._write_held(runner)
-            elif self._timer is None:
-                self._timer = threading.Timer(_TOGETHER, self._write_soon, (runner.lanes, self._rows, self._events))
-                self._timer.daemon = True
-                self._timer.start()
         runner.scalars = scalars
         if runner.emitters.on_log:
             runner.emitters.on_log(runner, scalars=scalars, step=step)
@@ -267,12 +260,11 @@ class LoggerHook(Hook):
     def _write_held(self, runner: Runner) -> None:
         """Have the rows written that were held back, without waiting for more."""
         if self._unwritten and self._rows is not None:
-            self._written = time.perf_counter()
+            self._soon.done()
             self._offload(runner, self._writing, self._rows, self._events, self._unwritten)
 
-    def _write_soon(self, lanes: Lanes, rows: RowLog, events: Any) -> None:
+    def _write_unasked(self, lanes: Lanes, rows: RowLog, events: Any) -> None:
         """The same from another thread, however long the training takes until it comes to it."""
-        self._timer = None
         with contextlib.suppress(LaneError):  # closed: the end of the run writes what is left
             lanes.submit(self._writing, (rows, events, self._unwritten))
 
@@ -330,13 +322,16 @@ class LoggerHook(Hook):
             if step <= fields["step"] and (validated or step != later or not name.startswith("best_"))
         ]
         self._saved = [each for each in self._saved if each not in taken]
-        saved = [name for _, name in taken]
+        by_epoch, saved = _by_epoch(runner), [name for _, name in taken]
+        write = functools.partial(self._write_out, runner.logger, fields, saved, fill=by_epoch)
+        runner.log.soon(write, at_once=bool(by_epoch or validated or saved))
+
+    def _write_out(self, logger: Any, fields: dict[str, Any], saved: Sequence[str], fill: bool) -> None:
         event = fields.pop("event")
-        cells = _cells(fields, saved)
-        line = self._in_columns(event, cells, fill=_by_epoch(runner))
+        line = self._in_columns(event, _cells(fields, saved), fill)
         if saved:
             fields["saved"] = ",".join(saved)
-        runner.logger.info(" ".join(event.split()), **fields, line=line)
+        logger.info(" ".join(event.split()), **fields, line=line)
 
     def _in_columns(self, head: str, cells: Mapping[str, str], fill: bool) -> str:
         """A line whose cells are as wide as the widest so far; *fill* leaves room for those that it doesn't have."""

@@ -84,9 +84,16 @@ class RuntimeInfoHook(Hook):
         for wrapper, key in self._norms:
             if wrapper.grad_norm is not None:
                 runner.message_hub.update_scalar(key, wrapper.grad_norm)
-        if not batch_idx % SETTLED:
-            for history in self._histories:
-                history.settle()
+        if (batch_idx + 1) % SETTLED == 0:
+            self._settle()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Have an epoch that is shorter added up, too."""
+        self._settle()
+
+    def _settle(self) -> None:
+        for history in self._histories:
+            history.settle()
 
     def _look_at(self, runner: Runner) -> None:
         """Find out whose rates and norms there are to keep."""
