@@ -19,6 +19,8 @@ __all__ = ["Connection", "Key", "Table", "annotate", "check_wanted", "connection
 Key = tuple[Hashable, Hashable]
 """The identities of a receiver and of a sender."""
 
+_NOTHING = Wants(positional=(), rest=False)
+
 
 @dataclass(slots=True)
 class Connection:
@@ -75,10 +77,12 @@ class Connection:
         payload = tuple(given) if self.payload is None else self.payload
         wants = self._readings.get(payload)
         if wants is None:
-            receiver, when = self.receiver or _nobody, self.options.when or _nobody
-            wants = read_wants(receiver, self.site, payload), read_wants(when, self.site, payload)
+            wants = self._wants(self.receiver, payload), self._wants(self.options.when, payload)
             self._readings[payload] = wants
         return wants
+
+    def _wants(self, function: Receiver | None, payload: tuple[str, ...]) -> Wants:
+        return _NOTHING if function is None else read_wants(function, self.site, payload)
 
     def call(
         self, sender: Any, payload: dict[str, Any], wrapper: Callable[[Receiver], Receiver] | None = None
@@ -100,10 +104,6 @@ class Connection:
         if self.filter is not None:
             self.filter.fired(sender)
         return True
-
-
-def _nobody() -> None:
-    """Stands in where there is no function to be read."""
 
 
 def connection_of(

@@ -156,6 +156,11 @@ class Site(blinker.Signal):
             raise OptionError(
                 f"connecting {connection.name} to {self.name!r} with weak=True: a lane holds what it runs."
             )
+        self.admit(connection, receiver, sender, weak)
+        return receiver
+
+    def admit(self, connection: Connection, receiver: Receiver, sender: Any = ANY, weak: bool = False) -> None:
+        """Connect *receiver* as :meth:`check` has read it; each reading serves once."""
         key = self._key(receiver, sender)
         connection.sender = None if _has_own_id(sender) else sender
         if weak:
@@ -169,10 +174,9 @@ class Site(blinker.Signal):
             except BaseException:  # a receiver of receiver_connected failed
                 self._place(key, old)
                 raise
-        return receiver
 
     def check(self, receiver: Receiver, **options: Any) -> Connection:
-        """Raise what :meth:`connect` would raise for these options, and connect nothing."""
+        """Raise what :meth:`connect` would raise for these options; what it returns is connected by :meth:`admit`."""
         if not callable(receiver):
             raise HookError(f"connecting {receiver!r} to {self.name!r}: a receiver must be callable.")
         try:

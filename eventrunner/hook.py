@@ -268,9 +268,9 @@ class HookHandle:
         """Where the hook is connected; nowhere once it is removed."""
         return tuple(site for site, _, _ in self._connected)
 
-    def connect(self, site: Site, method: Receiver, **options: Any) -> None:
-        """Connect one method, to be disconnected with the others."""
-        site.connect(method, self.sender, **options)
+    def connect(self, site: Site, method: Receiver, connection: Connection) -> None:
+        """Connect one method as it was read, to be disconnected with the others."""
+        site.admit(connection, method, self.sender)
         self._connected.append((site, method, site.connection(method, self.sender)))
 
     def pass_on(self, fan_in: Receiver, mode: str) -> None:
@@ -326,20 +326,22 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
         "label": _name(hook),
         "mutates": getattr(hook, "mutates", None),
     }
-    _refuse_near_misses(bus, hook)
-    methods = {name: (getattr(hook, name), {**common, **_options(hook, name)}) for name in site_methods(hook, bus)}
-    for name, (method, chosen) in methods.items():
+    names = _methods(hook)
+    _refuse_near_misses(bus, hook, names)
+    methods: dict[str, tuple[Receiver, Connection]] = {}
+    for name in _of_sites(names, bus):
         site = bus.find(name, name) if name in bus else bus.draft(name)  # declared once nothing can be refused any more
-        site.check(method, **chosen)
+        method = getattr(hook, name)
+        methods[name] = method, site.check(method, **{**common, **_options(hook, name)})
     sources = {name: _source(hook, name) or name for name in methods}
     for fan_in in _FAN_IN:
         if fan_in in sources.values():
             _check_fan_in(hook, fan_in)
     handle = HookHandle(hook, sender)
     try:
-        for name, (method, chosen) in methods.items():
+        for name, (method, connection) in methods.items():
             site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
-            handle.connect(site, method, **chosen)
+            handle.connect(site, method, connection)
             if sources[name] in _FAN_IN:  # plans and errors point at the hook's own code, not at Hook's
                 handle.pass_on(getattr(hook, sources[name]), name.split("_")[1])
     except BaseException:  # a receiver of receiver_connected failed
@@ -354,9 +356,11 @@ def site_methods(hook: Any, sites: Container[str] = ()) -> Iterator[str]:
     These are the ones that it doesn't merely inherit from ``Hook`` and that begin with ``before_``, ``after_`` or
     ``on_``, or are called like one of *sites*.
     """
-    for name in _methods(hook):
-        if name.startswith(_PREFIXES) or name in sites:
-            yield name
+    return _of_sites(_methods(hook), sites)
+
+
+def _of_sites(names: Iterable[str], sites: Container[str]) -> Iterator[str]:
+    return (name for name in names if name.startswith(_PREFIXES) or name in sites)
 
 
 def _methods(hook: Any) -> list[str]:
@@ -411,7 +415,7 @@ def _priority(hook: Any, priority: int | str | Priority | None) -> int:
         raise OptionError(f"connecting {_name(hook)}: {error}") from None
 
 
-def _refuse_near_misses(bus: Bus, hook: Any) -> None:
+def _refuse_near_misses(bus: Bus, hook: Any, names: Iterable[str]) -> None:
     for name in dir(type(hook)):
         near = [fan_in for fan_in in _FAN_IN if name != fan_in and name.startswith("_") and _is_slip(name, fan_in)]
         if near:
@@ -419,7 +423,7 @@ def _refuse_near_misses(bus: Bus, hook: Any) -> None:
                 f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}) that nothing calls; did you "
                 f"mean {near[0]!r}?"
             )
-    for name in _methods(hook):
+    for name in names:
         reason = "" if name in bus else _near_miss(name, [site.name for site in bus])
         if reason:
             raise HookError(f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}){reason}")
@@ -446,6 +450,8 @@ def _near_miss(name: str, sites: Sequence[str]) -> str:
 
 def _is_slip(name: str, site: str) -> bool:
     """Whether one letter too many, too few or wrong, or two in the wrong order, make *name* of *site*."""
+    if abs(len(name) - len(site)) > 1:  # most pairs, and there are a thousand in a run's hooks
+        return False
     start = len(os.path.commonprefix((name, site)))  # noqa: RUF071  # of letters, as is meant here
     name, site = name[start:], site[start:]
     end = len(os.path.commonprefix((name[::-1], site[::-1])))  # noqa: RUF071

@@ -73,7 +73,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """What the lanes of a run share: what jobs leave behind, how a job is called, and the event loop's thread.
+    """What the lanes of a run share: what jobs leave behind, and the event loop's thread.
 
     ``deadline`` is for how many seconds a lane may finish nothing before who waits for it, without a time of its own,
     gives up; by ``hurry``, a moment of ``time.monotonic``, all of these give up.
@@ -83,7 +83,6 @@ class Shared:
     spans: deque[Span]
     on_failure: Callable[[], None] | None
     warn: Callable[[str, BaseException], None] | None
-    call: Callable[[Lane, Job], None]
     deadline: float = math.inf
     hurry: float = math.inf
     loop: threading.Thread | None = None
@@ -334,8 +333,8 @@ class Lane:
 
     # What the worker does.
 
-    def work(self) -> None:
-        """A job for each token, until there is a token to end."""
+    def work(self, call: Callable[[Lane, Job], None]) -> None:
+        """A job for each token, made by *call*, until there is a token to end."""
         lane_here.set(self)
         goes_on = True
         while goes_on or self.jobs:
@@ -344,17 +343,17 @@ class Lane:
                 job = self.jobs.popleft()
             except IndexError:  # a token too many
                 continue
-            self._do(job)
+            self._do(job, call)
             del job  # and its arguments, which may be large
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job, call: Callable[[Lane, Job], None]) -> None:
         tally, task = job.tally, job.tally.task
         if tally.disabled:
             tally.skipped += 1
         else:
             began, cpu = time.perf_counter(), time.thread_time()
             self.began, self.running = began, job
-            failed = self._attempt(job)
+            failed = self._attempt(job, call)
             ended = time.perf_counter()
             tally.busy += ended - began
             tally.cpu += time.thread_time() - cpu if task.worker == "thread" else 0.0
@@ -375,12 +374,12 @@ class Lane:
         for gate in tuple(self.gates):
             gate.bell.put(None)
 
-    def _attempt(self, job: Job) -> bool:
+    def _attempt(self, job: Job, call: Callable[[Lane, Job], None]) -> bool:
         """Call, again if need be; returns whether it failed in the end."""
         left = job.tally.task.retries
         while True:
             try:
-                self.shared.call(self, job)
+                call(self, job)
             except BaseException as error:  # noqa: BLE001  # it is for the owner of the lanes
                 if left and isinstance(error, Exception) and not self.given_up:
                     left -= 1

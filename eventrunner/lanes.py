@@ -18,17 +18,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import anyio
-import anyio.from_thread
-import anyio.to_process
-import anyio.to_thread
 
 from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
 from eventrunner.lane import Job, Lane, Shared, Tally, lane_here
-from eventrunner.task import WORKERS, Account, OnFull, Span, Task, call_in_process, check_choice
+from eventrunner.task import WORKERS, Account, OnFull, Span, Task, check_choice
 
 __all__ = ["BACKENDS", "WORKERS", "Account", "Lanes", "OnFull", "Span", "Task", "run_now"]
 
@@ -86,7 +81,7 @@ class Lanes:
         """What jobs raised and nobody was told yet, the oldest first."""
         self.spans: deque[Span] = deque(maxlen=100_000)
         """When the last jobs ran, in the order of their ends."""
-        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, _call, deadline))
+        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, deadline))
         self._state = "new"
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
@@ -277,7 +272,7 @@ class Lanes:
 
 
 class _Loop:
-    """The event loop in its thread, where each lane has a task, which waits for the lane's worker.
+    """The thread of the event loop, from the first lane to the end.
 
     Lanes come by a queue, not by calls into the loop. A call would block its caller while the loop is busy, for ever
     where the loop waits for the caller; and an interrupt amid one would leave a worker that nobody knows of.
@@ -312,7 +307,10 @@ class _Loop:
     def run(self) -> None:
         """The life of the event loop's thread."""
         try:
-            anyio.run(self.serve, backend=self.backend)
+            # With anyio, which a process that runs no job needs not: a dataloader's worker, a script's --help.
+            from eventrunner.eventloop import serve
+
+            serve(self.backend, self.inbox, self.lanes, self.workers)
         except BaseException as error:  # noqa: BLE001  # no thread could be had to receive lanes in
             self.shared.keep(error)
             for lane in self.lanes:
@@ -321,95 +319,14 @@ class _Loop:
             for worker in self.workers:
                 worker.join()
 
-    async def serve(self) -> None:
-        limiter, failure = anyio.CapacityLimiter(1), None
-        async with anyio.create_task_group() as group:
-            try:
-                while lane := await anyio.to_thread.run_sync(self.receive, limiter=limiter):
-                    group.start_soon(self.tend, lane)
-            except Exception as error:  # noqa: BLE001  # raised below: the group would wrap it up
-                failure = error
-            for lane in self.lanes:
-                lane.wake.put(False)
-                if lane.given_up and lane.cancel is not None:
-                    lane.cancel()
-        if failure is not None:
-            raise failure
-
-    def receive(self) -> Lane | None:
-        self.workers.add(threading.current_thread())
-        return self.inbox.get()
-
-    async def tend(self, lane: Lane) -> None:
-        try:
-            with anyio.CancelScope(shield=True):  # a job that was taken must be done, whatever becomes of other lanes
-                await anyio.to_thread.run_sync(self.work, lane, limiter=anyio.CapacityLimiter(1))
-        except BaseException as error:  # noqa: BLE001  # no thread could be had
-            self.shared.keep(error)
-            lane.close(gives_up=True)
-
-    def work(self, lane: Lane) -> None:
-        self.workers.add(threading.current_thread())
-        lane.work()
-
-
-def _call(lane: Lane, job: Job) -> None:
-    """In a lane's worker: do a job."""
-    task, kwargs = job.tally.task, job.kwargs or {}
-    if task.worker == "process":
-        _on_loop(lane, _run_in_process, task.call, tuple(job.args), dict(kwargs))
-        return
-    result = task.call(*job.args, **kwargs)
-    if result is not None and inspect.isawaitable(result):
-        _on_loop(lane, _awaited, result)
-
-
-def _on_loop(lane: Lane, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-    error = anyio.from_thread.run(_guarded, lane, function, args)
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error  # else its traceback, by way of this frame, would keep it and the job's arguments
-
-
-async def _guarded(lane: Lane, function: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> BaseException | None:
-    """What the function raised; it is returned, because one that is no ``Exception`` would end the event loop."""
-    with anyio.CancelScope() as scope:
-        lane.cancel = scope.cancel
-        if lane.given_up:
-            scope.cancel()
-        try:
-            await function(*args)
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as error:  # noqa: BLE001
-            return error
-        return None
-    return LaneError("cancelled, because the lanes were closed before it was finished")
-
-
-async def _awaited(result: Awaitable[Any]) -> None:
-    await result
-
-
-async def _run_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    limiter = anyio.CapacityLimiter(1)  # the default one would have lanes wait for each other
-    try:
-        error = await anyio.to_process.run_sync(call_in_process, call, args, kwargs, cancellable=True, limiter=limiter)
-    except anyio.BrokenWorkerProcess as broken:
-        raise LaneError("the worker process ended before the call returned") from broken
-    if error is not None:
-        raise error
-
 
 def run_now(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], backend: str = "asyncio") -> None:
     """Make a task's call at once, in the caller's thread; an ``async def`` is awaited on an event loop of its own."""
     result = task.call(*args, **kwargs)
     if result is not None and inspect.isawaitable(result):
-        # A loop in another thread, because this one may be running a loop already, as in a notebook.
-        with anyio.from_thread.start_blocking_portal(backend) as portal:
-            portal.call(_awaited, result)
+        from eventrunner.eventloop import wait_for  # as in _Loop.run
+
+        wait_for(result, backend)
 
 
 def _note(first: BaseException, others: Iterable[BaseException]) -> BaseException:

@@ -37,6 +37,9 @@ __all__ = [
 
 RUN_FILE = "run.json"
 
+_STATUS = ("git", "status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
+_COMMIT = "# branch.oid "
+
 
 def script_name() -> str:
     """The name of the running script or package, or ``session`` where there is none (a prompt, a notebook)."""
@@ -158,14 +161,12 @@ def environment() -> dict[str, Any]:
 def git_revision() -> dict[str, Any] | None:
     """The revision of the working directory and whether it has changes; None outside a repository or without git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        head = _git("rev-parse", "HEAD")
-        return {"commit": head.strip(), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no").strip())}
+        done = subprocess.run(_STATUS, capture_output=True, text=True, timeout=5, check=True)
+        lines = done.stdout.splitlines()  # those with a # are of the branch, the others of a file with changes each
+        commit = next((line.removeprefix(_COMMIT) for line in lines if line.startswith(_COMMIT)), "")
+        if commit.isalnum():  # else it is "(initial)": nothing is committed yet
+            return {"commit": commit, "dirty": not all(line.startswith("#") for line in lines)}
     return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
-    return done.stdout
 
 
 def _home() -> Path:

@@ -14,7 +14,20 @@ import eventrunner
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
-    ("errors", "version", "priority", "foreign", "sites", "atomic", "soon", "preempt", "task", "lane", "lanes"),
+    (
+        "errors",
+        "version",
+        "priority",
+        "foreign",
+        "sites",
+        "atomic",
+        "soon",
+        "preempt",
+        "task",
+        "lane",
+        "eventloop",
+        "lanes",
+    ),
     ("signature", "filters", "connection", "offload", "ledger", "plan", "dispatch", "bus"),
     ("hook", "registry", "modules", "history", "state", "view", "dist", "log", "rules", "steps"),
     ("optim", "averaging", "evaluator", "device", "data", "schedule", "settings", "rundir", "best", "checkpoint"),
@@ -27,7 +40,7 @@ ONLY_IMPORTER = {
     "structlog": {"log"},
     "rich": {"terminal"},
     "blinker": {"dispatch"},
-    "anyio": {"lanes"},
+    "anyio": {"eventloop"},
 }
 
 
@@ -162,4 +175,15 @@ import sys, torch
 before = set(sys.modules)
 from eventrunner import Runner
 print(sorted({heavy} & (set(sys.modules) - before)))"""
+    assert run(code) == "[]"
+
+
+def test_what_a_run_logs_draws_and_offloads_with_is_imported_by_runs_alone() -> None:
+    """A dataloader's worker, which imports the user's script again, and a script's ``--help`` need none of it."""
+    late = "{'structlog', 'rich', 'anyio'}"
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+from eventrunner import Runner
+print(sorted({late} & (set(sys.modules) - before)))"""
     assert run(code) == "[]"

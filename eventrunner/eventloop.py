@@ -1,0 +1,135 @@
+"""The event loop that the lanes of a run share, where each has a task, which waits for the lane's worker.
+
+A module of its own because of anyio, whose import takes some milliseconds: :mod:`eventrunner.lanes` imports it when
+the first job comes, in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_process
+import anyio.to_thread
+
+from eventrunner.errors import LaneError
+from eventrunner.lane import Job, Lane
+from eventrunner.task import call_in_process
+
+__all__ = ["serve", "wait_for"]
+
+
+def serve(
+    backend: str, inbox: queue.SimpleQueue[Lane | None], lanes: list[Lane], workers: set[threading.Thread]
+) -> None:
+    """Be the event loop's thread: give each lane of *inbox* a worker, until None comes and they have ended.
+
+    Args:
+        backend: ``asyncio`` or ``trio``.
+        inbox: Where lanes come in.
+        lanes: All that have been put there; they are told to end.
+        workers: Takes the threads of the workers.
+
+    Raises:
+        Exception: no thread could be had to receive lanes in.
+    """
+
+    def receive() -> Lane | None:
+        workers.add(threading.current_thread())
+        return inbox.get()
+
+    def work(lane: Lane) -> None:
+        workers.add(threading.current_thread())
+        lane.work(_call)
+
+    anyio.run(_serve, receive, work, lanes, backend=backend)
+
+
+async def _serve(receive: Callable[[], Lane | None], work: Callable[[Lane], None], lanes: list[Lane]) -> None:
+    limiter, failure = anyio.CapacityLimiter(1), None
+    async with anyio.create_task_group() as group:
+        try:
+            while lane := await anyio.to_thread.run_sync(receive, limiter=limiter):
+                group.start_soon(_tend, lane, work)
+        except Exception as error:  # noqa: BLE001  # raised below: the group would wrap it up
+            failure = error
+        for lane in lanes:
+            lane.wake.put(False)
+            if lane.given_up and lane.cancel is not None:
+                lane.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _tend(lane: Lane, work: Callable[[Lane], None]) -> None:
+    try:
+        with anyio.CancelScope(shield=True):  # a job that was taken must be done, whatever becomes of other lanes
+            await anyio.to_thread.run_sync(work, lane, limiter=anyio.CapacityLimiter(1))
+    except BaseException as error:  # noqa: BLE001  # no thread could be had
+        lane.shared.keep(error)
+        lane.close(gives_up=True)
+
+
+def _call(lane: Lane, job: Job) -> None:
+    """In a lane's worker: do a job."""
+    task, kwargs = job.tally.task, job.kwargs or {}
+    if task.worker == "process":
+        _on_loop(lane, _run_in_process, task.call, tuple(job.args), dict(kwargs))
+        return
+    result = task.call(*job.args, **kwargs)
+    if result is not None and inspect.isawaitable(result):
+        _on_loop(lane, _awaited, result)
+
+
+def _on_loop(lane: Lane, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+    error = anyio.from_thread.run(_guarded, lane, function, args)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # else its traceback, by way of this frame, would keep it and the job's arguments
+
+
+async def _guarded(lane: Lane, function: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> BaseException | None:
+    """What the function raised; it is returned, because one that is no ``Exception`` would end the event loop."""
+    with anyio.CancelScope() as scope:
+        lane.cancel = scope.cancel
+        if lane.given_up:
+            scope.cancel()
+        try:
+            await function(*args)
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001
+            return error
+        return None
+    return LaneError("cancelled, because the lanes were closed before it was finished")
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+async def _run_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    limiter = anyio.CapacityLimiter(1)  # the default one would have lanes wait for each other
+    try:
+        error = await anyio.to_process.run_sync(call_in_process, call, args, kwargs, cancellable=True, limiter=limiter)
+    except anyio.BrokenWorkerProcess as broken:
+        raise LaneError("the worker process ended before the call returned") from broken
+    if error is not None:
+        raise error
+
+
+def wait_for(result: Awaitable[Any], backend: str) -> None:
+    """Await *result* on an event loop of its own, in another thread: this one may be running a loop, as in a notebook.
+
+    Raises:
+        BaseException: what *result* does.
+    """
+    with anyio.from_thread.start_blocking_portal(backend) as portal:
+        portal.call(_awaited, result)
