@@ -47,6 +47,12 @@ def copied(tree: Any) -> Any:
     return type(tree)(map(copied, tree)) if isinstance(tree, list | tuple) else tree
 
 
+def hold_up(lanes: Lanes, gate: threading.Event) -> None:
+    """Have no lane copy before the gate opens: neither the one for it nor the writer, who does what nobody began."""
+    for lane in ("snapshot", "checkpoint"):
+        lanes.submit(Task(gate.wait, lane), (60,))
+
+
 class Holds(Hook):
     """Remembers each save's state at its site, and lets nothing be copied before somebody is about to write."""
 
@@ -70,7 +76,7 @@ class Holds(Hook):
             self.gate = threading.Event()
             runner.bus.guards.insert(0, self.open)
             self.held += 1
-            runner.lanes.submit(Task(self.gate.wait, "snapshot"), (60,))
+            hold_up(runner.lanes, self.gate)
 
 
 @pytest.fixture
@@ -281,7 +287,7 @@ def test_nobody_may_write_before_the_copy_is_done_whoever_else_waits_for_it(tmp_
     with Lanes() as lanes:
         saver = Saver(Store(tmp_path), mode="lazy", guards=guards)
         saver.open(lanes)
-        lanes.submit(Task(gate.wait, "snapshot"), (60,))
+        hold_up(lanes, gate)
         saver.save("a", {"state_dict": {"w": weight}}, step=1, stepped=[weight])
         (copying,) = [saver._copying]
         assert copying is not None
@@ -358,7 +364,7 @@ def test_verify_finds_a_write_that_nobody_announced(make_runner: MakeRunner) -> 
 
     @runner.on("before_save_checkpoint", mutates=(), once=True)
     def hold(runner: Runner) -> None:
-        runner.lanes.submit(Task(gate.wait, "snapshot"), (60,))
+        hold_up(runner.lanes, gate)
 
     @runner.on("before_train_iter", mutates=(), when=lambda batch_idx: batch_idx == 1)
     def tear(runner: Runner) -> None:
