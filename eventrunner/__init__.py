@@ -5,7 +5,10 @@ The public names are imported when they are first asked for, so that ``eventrunn
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.version import __version__ as __version__
@@ -55,9 +58,22 @@ __all__ = [*_HOMES, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'eventrunner' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"eventrunner.{_HOMES[name]}"), name)
+    with _uncollected():
+        value = getattr(importlib.import_module(f"eventrunner.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing of what an import makes is garbage: have it looked at once, afterwards, and not over and over."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,4 @@
-"""The event loop that the lanes of a run share, where each has a task, which waits for the lane's worker.
-
-A module of its own because of anyio, whose import takes some milliseconds: :mod:`eventrunner.lanes` imports it when
-the first job comes, in the event loop's thread.
-"""
+"""The event loop that the lanes of a run share, where each has a task, which waits for the lane's worker."""
 
 from __future__ import annotations
 

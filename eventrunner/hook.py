@@ -365,7 +365,7 @@ def _of_sites(names: Iterable[str], sites: Container[str]) -> Iterator[str]:
 
 def _methods(hook: Any) -> list[str]:
     names = sorted({*dir(type(hook)), *_own(hook)})
-    return [name for name in names if name[:1] != "_" and _is_method(hook, name) and _source(hook, name)]
+    return [name for name in names if name[:1] != "_" and _source(hook, name) and _is_method(hook, name)]
 
 
 def _is_method(hook: Any, name: str) -> bool:
@@ -417,7 +417,9 @@ def _priority(hook: Any, priority: int | str | Priority | None) -> int:
 
 def _refuse_near_misses(bus: Bus, hook: Any, names: Iterable[str]) -> None:
     for name in dir(type(hook)):
-        near = [fan_in for fan_in in _FAN_IN if name != fan_in and name.startswith("_") and _is_slip(name, fan_in)]
+        if name[:1] != "_" or name in _FAN_IN:
+            continue
+        near = [fan_in for fan_in in _FAN_IN if _is_slip(name, fan_in)]
         if near:
             raise HookError(
                 f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}) that nothing calls; did you "

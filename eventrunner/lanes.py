@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
+from eventrunner.eventloop import serve, wait_for
 from eventrunner.lane import Job, Lane, Shared, Tally, lane_here
 from eventrunner.task import WORKERS, Account, OnFull, Span, Task, check_choice
 
@@ -307,9 +308,6 @@ class _Loop:
     def run(self) -> None:
         """The life of the event loop's thread."""
         try:
-            # With anyio, which a process that runs no job needs not: a dataloader's worker, a script's --help.
-            from eventrunner.eventloop import serve
-
             serve(self.backend, self.inbox, self.lanes, self.workers)
         except BaseException as error:  # noqa: BLE001  # no thread could be had to receive lanes in
             self.shared.keep(error)
@@ -324,8 +322,6 @@ def run_now(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], backend:
     """Make a task's call at once, in the caller's thread; an ``async def`` is awaited on an event loop of its own."""
     result = task.call(*args, **kwargs)
     if result is not None and inspect.isawaitable(result):
-        from eventrunner.eventloop import wait_for  # as in _Loop.run
-
         wait_for(result, backend)
 
 

@@ -23,6 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+import structlog
+from structlog.processors import LogfmtRenderer
+
 from eventrunner.atomic import replace_text
 from eventrunner.errors import OptionError, did_you_mean
 from eventrunner.soon import Soon
@@ -33,6 +36,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
 _BARE = frozenset({"reason", "path"})
 _OWN = ("time", "level", "event")
+_logfmt = LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _PLAIN_SIGNS = str.maketrans({"★": "*", "●": "o", "·": "-", "…": "..."})
 
@@ -61,11 +65,6 @@ class RunLog:
         self._printed: IO[str] | None = None  # what stdout was when something was written to it that isn't flushed
         self._asked: float | None = None  # when what is being caught up with was asked for
         self._failure: BaseException | None = None  # of who caught up unasked
-        # Here, not above: it takes 40 ms with what it imports for tracebacks in colour, which a process that makes no
-        # log needs not, such as a dataloader's worker or a script's --help.
-        import structlog
-
-        self._logfmt = structlog.processors.LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
         self.logger: Any = structlog.wrap_logger(
             _Sink(self),
             processors=[
@@ -149,7 +148,7 @@ class RunLog:
             stream = sys.stdout
             if stream is None:  # under pythonw there is nobody to read
                 return
-            text = line if stream.isatty() else self._logfmt(None, "", _piped(level, event, when))
+            text = line if stream.isatty() else _piped(level, event, when)
             with self.aside():
                 print(_encodable(text, stream), file=stream)
                 self._printed = stream
@@ -248,10 +247,10 @@ def _line(level: str, event: Mapping[str, Any]) -> str:
     return text if level in ("debug", "info") else f"{level}   {text}"
 
 
-def _piped(level: str, event: Mapping[str, Any], when: float) -> dict[str, Any]:
+def _piped(level: str, event: Mapping[str, Any], when: float) -> str:
     moment = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     fields = {_key(key): _plain(value) for key, value in event.items() if key not in (*_OWN, "line")}
-    return {"time": moment, "level": level, "event": _plain(event["event"]), **fields}
+    return str(_logfmt(None, "", {"time": moment, "level": level, "event": _plain(event["event"]), **fields}))
 
 
 @functools.cache

@@ -11,17 +11,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from eventrunner.log import headed, shown
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
-
     from eventrunner.account import RunAccount
     from eventrunner.runner import Runner
 
@@ -40,18 +42,26 @@ class Bar:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._total, self._first, self._began = runner.max_iters, runner.iter, time.perf_counter()
-        wanted = runner.show_progress and runner.is_main and _is_terminal(sys.stderr)
-        self._live = _live(self._draw) if wanted else None
+        console = Console(file=sys.stderr, force_jupyter=False)  # the stream itself, not what will stand in for it
+        wanted = runner.show_progress and runner.is_main
+        # rich takes a pipe for a terminal where FORCE_COLOR says so, and a bar in a log is what nobody wants.
+        self._shown = wanted and _is_terminal(sys.stderr) and console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(
+            console=console,
+            get_renderable=self._draw,
+            auto_refresh=False,  # rich's own thread would be made anew for each line that is written above
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._streams: dict[str, _Above] = {}
         self._lock, self._over = threading.RLock(), threading.Event()
-        self._thread = threading.Thread(
-            target=self._keep_drawing, args=(self._live,), name="eventrunner bar", daemon=True
-        )
+        self._thread = threading.Thread(target=self._keep_drawing, name="eventrunner bar", daemon=True)
         self._pid = os.getpid()
 
     def start(self) -> None:
         """Begin to draw."""
-        if self._live is not None:
+        if self._shown:
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
                 if _is_terminal(stream):
@@ -62,7 +72,7 @@ class Bar:
 
     def stop(self) -> None:
         """Take the bar away and give the streams back."""
-        if self._live is None:
+        if not self._shown:
             return
         self._over.set()
         with self._lock:
@@ -79,26 +89,21 @@ class Bar:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Within the block the bar is gone; it comes back with the next drawing, so that many lines cost one."""
-        # A forked worker has no bar either, only the picture of one, and maybe a held lock.
-        if self._live is None or os.getpid() != self._pid:
+        if os.getpid() != self._pid:  # a forked worker has no bar, only the picture of one, and maybe a held lock
             yield
             return
         with self._lock:
             self._live.stop()
             yield
 
-    def _keep_drawing(self, live: Live) -> None:
+    def _keep_drawing(self) -> None:
         while not self._over.wait(0.125):
             with self._lock:
                 if not self._over.is_set():
-                    live.start()
-                    live.refresh()
+                    self._live.start()
+                    self._live.refresh()
 
     def _draw(self) -> Table:
-        from rich.progress_bar import ProgressBar  # as in _live
-        from rich.table import Table
-        from rich.text import Text
-
         runner, done, total = self._runner, self._runner.iter, self._total
         each = (time.perf_counter() - self._began) / max(done - self._first, 1)
         epochs = runner.max_epochs or 1
@@ -110,24 +115,6 @@ class Bar:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(ProgressBar(total=total, completed=done, width=24), Text("  ".join(parts), no_wrap=True))
         return grid
-
-
-def _live(draw: Callable[[], Table]) -> Live | None:
-    """What draws on stderr, or None where that is a dumb terminal."""
-    from rich.console import Console  # here, not above: where stderr is a pipe, as in most jobs, nobody needs it
-    from rich.live import Live
-
-    console = Console(file=sys.stderr, force_jupyter=False)  # the stream itself, not what will stand in for it
-    if not console.is_terminal or console.is_dumb_terminal:
-        return None
-    return Live(
-        console=console,
-        get_renderable=draw,
-        auto_refresh=False,  # rich's own thread would be made anew for each line that is written above
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
 
 
 class _Above:
@@ -163,8 +150,7 @@ class _Above:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    # By itself, as there is none under pythonw, and as rich takes a pipe for one where FORCE_COLOR says so.
-    return stream is not None and stream.isatty()
+    return stream is not None and stream.isatty()  # there is none under pythonw
 
 
 def introduce(runner: Runner) -> None:
