@@ -133,8 +133,9 @@ def verdicts(rows: list[list[Any]], turns: list[Turn]) -> list[str]:
     lines = [f"{name}: {least:.1f} µs above the bare loop, target ≤ {TARGET:.0f} µs: {told(least <= TARGET)}"]
     for turn, above in pairs:
         if turn.worker is best:
-            share, part = least / above, f"of what {turn.variant} is above it ({above:.1f} µs)"
-            lines.append(f"{name}: {share:.2f} {part}, target ≤ {SHARE_TARGET:.2f}: {told(share <= SHARE_TARGET)}")
+            part = f"of what {turn.variant} is above it ({above:.1f} µs), target ≤ {SHARE_TARGET:.2f}"
+            share = f"{least / above:.2f}" if above > 0 else "no share"
+            lines.append(f"{name}: {share} {part}: {told(least <= SHARE_TARGET * above)}")
     return lines
 
 

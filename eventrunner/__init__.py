@@ -66,7 +66,10 @@ def __getattr__(name: str) -> Any:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Nothing of what an import makes is garbage: have it looked at once, afterwards, and not over and over."""
+    """Don't look for garbage while an import makes what is none: it would be looked at over and over.
+
+    The collector goes on afterwards, unless it was off before.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:

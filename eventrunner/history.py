@@ -22,12 +22,12 @@ import torch
 
 from eventrunner.errors import OptionError, UnknownScalarError, did_you_mean, listed
 
-__all__ = ["SETTLED", "HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
+__all__ = ["SETTLE_EVERY", "HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
 
 Scalar: TypeAlias = SupportsFloat
 """An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
 
-SETTLED = 1_000
+SETTLE_EVERY = 1_000
 """So many entries a history leaves pending before it adds them up unasked."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -179,7 +179,7 @@ class HistoryBuffer:
         if type(value) is not float or count is not _ONE:
             value = self._admitted(value, count)
         self._pending.append(value)
-        if len(self._pending) >= SETTLED:
+        if len(self._pending) >= SETTLE_EVERY:
             self.settle()
 
     @property
@@ -191,7 +191,8 @@ class HistoryBuffer:
         """Add up what is pending, as all that look do; if a device fails at being read, it stays pending."""
         if not self._pending:
             return
-        values, counts = (self._pending.copy(), [1] * len(self._pending)) if self._plain else _read(self._pending)
+        pending = self._pending.copy()
+        values, counts = (pending, [1] * len(pending)) if self._plain else _read(pending)
         # One after another: a sum in another order would be another float.
         total, number, largest, smallest = self._sum, self._count, self._max, self._min
         if not number:
@@ -207,11 +208,12 @@ class HistoryBuffer:
         self._sum, self._count, self._max, self._min = total, number, largest, smallest
         self._values.extend(values)
         self._counts.extend(counts)
-        self._forget()
+        self._forget(len(pending))
 
-    def _forget(self) -> None:
-        self._pending.clear()  # the list stays: append is its
-        self._plain = True
+    def _forget(self, entries: int) -> None:
+        """Have the first of what is pending no longer pending: what came meanwhile stays."""
+        del self._pending[:entries]  # and the list stays: append is its
+        self._plain = self._plain or not self._pending
 
     def _admitted(self, value: Scalar, count: int) -> Any:
         """What stands for an entry among the pending."""
@@ -314,7 +316,7 @@ class HistoryBuffer:
         if count < sum(counts) or bool(count) != bool(values):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
         self._values, self._counts = deque(values, self.max_length), deque(counts, self.max_length)
-        self._forget()
+        self._forget(len(self._pending))
         self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import sys
@@ -59,12 +61,7 @@ class RunLog:
         self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         """Entered around each line: what draws on the terminal steps aside."""
         self._file: IO[str] | None = None
-        self._lock, self._pid = threading.RLock(), os.getpid()
-        self._later: deque[tuple[float, Callable[[], None]]] = deque()  # and when it was asked for
-        self._soon = Soon()
-        self._printed: IO[str] | None = None  # what stdout was when something was written to it that isn't flushed
-        self._asked: float | None = None  # when what is being caught up with was asked for
-        self._failure: BaseException | None = None  # of who caught up unasked
+        self._begin()
         self.logger: Any = structlog.wrap_logger(
             _Sink(self),
             processors=[
@@ -75,13 +72,30 @@ class RunLog:
             wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         )
 
+    def _begin(self) -> None:
+        """Have nothing that waits, and a lock that nobody holds."""
+        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._later: deque[tuple[float, IO[str] | None, Callable[[], None]]] = deque()  # asked for when, stdout then
+        self._soon = Soon()
+        self._asked: tuple[float, IO[str] | None] | None = None  # the same of what is being written
+        self._lines: list[str] = []  # of the file, and below of stdout, that are written when there are no more
+        self._prints: list[tuple[IO[str], str]] = []
+        self._failure: Exception | None = None  # of who caught up unasked
+
+    def _guard(self) -> threading.RLock:
+        """The lock; in a process that was forked a new one, with nothing that waits: that is its parent's."""
+        if os.getpid() != self._pid:
+            self._begin()
+        return self._lock
+
     def open(self, path: Path) -> None:
         """Append to *path* from now on."""
         self.close()
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
 
     def close(self) -> None:
-        """Close the file; events still reach stdout."""
+        """Write what waits and close the file; events still reach stdout."""
+        self._guard()
         self._soon.cancel()
         try:
             self._catch_up()
@@ -93,72 +107,81 @@ class RunLog:
     def soon(self, write: Callable[[], None], at_once: bool = False) -> None:
         """Call *write*, which logs, within a tenth of a second, in turn and before anything else is logged.
 
-        What comes faster than that is written together, by another thread if this one is held up. *at_once* waits for
-        no more to come.
+        What comes faster than that is written together, by another thread if this one is held up, each with the time
+        and to the stdout of when it was asked for. *at_once* waits for no more to come. A process that dies takes
+        along what waits.
 
         Raises:
-            OSError: writing failed, now or when another thread did it.
+            Exception: of *write* or of the file, now or when another thread wrote; what waits is written all the same.
         """
-        with self._lock:
-            self._later.append((time.time(), write))
+        with self._guard():
+            self._later.append((time.time(), sys.stdout, write))
             if at_once or self._soon.due(self._catch_up_unasked):
                 self._catch_up()
 
     def write(self, level: str, event: dict[str, Any]) -> None:
-        """Write one event, after those that were to be written soon."""
-        if os.getpid() != self._pid:  # a forked worker: the lines are its parent's, and so may the lock be
-            self._put(level, event, time.time())
-            self._flush()
-            return
-        with self._lock:
-            if self._asked is not None:
-                self._put(level, event, self._asked)
-                return
-            self._catch_up()
-            self._put(level, event, time.time())
-            self._flush()
+        """Write one event, after those that were to be written soon.
+
+        Raises:
+            Exception: as :meth:`soon`; the event is written all the same.
+        """
+        with self._guard():
+            if self._asked is None:
+                self.soon(functools.partial(self.write, level, event), at_once=True)
+            else:
+                self._put(level, event, *self._asked)
 
     def _catch_up(self) -> None:
-        with self._lock:
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
-            if not self._later or self._asked is not None:
+        with self._guard():
+            if self._asked is not None:
                 return
+            failure, self._failure = self._failure, None
             self._soon.done()
             try:
                 while self._later:
-                    self._asked, write = self._later.popleft()
-                    write()
+                    when, stream, write = self._later[0]
+                    self._asked = when, stream
+                    try:
+                        write()
+                    except Exception as error:  # noqa: BLE001  # raised below: it isn't the fault of what comes after
+                        failure = failure or error
+                    self._later.popleft()  # and not before: an interrupt leaves it to the next one who writes
             finally:
                 self._asked = None
                 self._flush()
+        if failure is not None:
+            raise failure
 
     def _catch_up_unasked(self) -> None:
         try:
             self._catch_up()
-        except BaseException as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             self._failure = error  # for the thread that logs, at its next word
 
-    def _put(self, level: str, event: dict[str, Any], when: float) -> None:
+    def _put(self, level: str, event: dict[str, Any], when: float, stream: IO[str] | None) -> None:
         line = _line(level, event)
-        if self._file is not None:
-            self._file.write(line + "\n")
-        if getattr(logging, level.upper()) >= self.threshold:
+        self._lines.append(line + "\n")
+        if getattr(logging, level.upper()) < self.threshold:
+            return
+        if getattr(stream, "closed", False):  # it stood in for stdout when the line was asked for, and no longer
             stream = sys.stdout
-            if stream is None:  # under pythonw there is nobody to read
-                return
+        if stream is not None:  # under pythonw there is nobody to read
             text = line if stream.isatty() else _piped(level, event, when)
-            with self.aside():
-                print(_encodable(text, stream), file=stream)
-                self._printed = stream
+            self._prints.append((stream, _encodable(text, stream) + "\n"))
 
     def _flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-        printed, self._printed = self._printed, None
-        if printed is not None:
-            printed.flush()
+        """Write in one go, so that a fork finds nothing half-written, and what is written together is so."""
+        lines, self._lines = self._lines, []
+        prints, self._prints = self._prints, []
+        try:
+            if lines and self._file is not None:
+                self._file.write("".join(lines))
+                self._file.flush()
+        finally:
+            for stream, group in itertools.groupby(prints, operator.itemgetter(0)):
+                with self.aside():
+                    stream.write("".join(text for _, text in group))
+                    stream.flush()
 
 
 class _Sink:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from eventrunner.errors import OptionError, ResumeError, did_you_mean, listed
@@ -29,7 +31,8 @@ _CLIPPERS: dict[str, tuple[Callable[..., Tensor | None], tuple[str, ...]]] = {
 _SCALER_OPTIONS = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _zero_grad = torch.optim.Optimizer.zero_grad
-_is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled  # noqa: SLF001  # there is no public one
+_source = getattr(_zero_grad, "__code__", None)
+_is_torchs = _source is not None and _source.co_filename.startswith(os.path.dirname(torch.__file__))
 
 
 class OptimWrapper:
@@ -191,14 +194,15 @@ class OptimWrapper:
         """Forget the gradients; by default their memory is given back.
 
         An optimizer's own ``zero_grad`` is called. Torch's mostly makes a label for a profiler, which costs a small
-        model a tenth of its iteration, so where nobody profiles, what else it does is done here.
+        model a tenth of its iteration, so where none of Python's profilers of torch runs, what else it does is done
+        here; an ``ExecutionTraceObserver`` alone doesn't see the label.
         """
         optimizer = self.optimizer
         if (
-            not set_to_none
+            not (set_to_none and _is_torchs)
             or type(optimizer).zero_grad is not _zero_grad
             or "zero_grad" in vars(optimizer)
-            or _is_profiled()
+            or profiler._is_profiler_enabled  # noqa: SLF001  # of all threads; there is no public one
         ):
             optimizer.zero_grad(set_to_none=set_to_none)
             return

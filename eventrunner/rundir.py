@@ -161,8 +161,10 @@ def environment() -> dict[str, Any]:
 def git_revision() -> dict[str, Any] | None:
     """The revision of the working directory and whether it has changes; None outside a repository or without git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(_STATUS, capture_output=True, text=True, timeout=5, check=True)
-        lines = done.stdout.splitlines()  # those with a # are of the branch, the others of a file with changes each
+        done = subprocess.run(_STATUS, capture_output=True, timeout=5, check=True)
+        lines = (
+            done.stdout.decode(errors="replace").splitlines()
+        )  # names are in no sure encoding; those with a # are of the branch, the others of a file with changes each
         commit = next((line.removeprefix(_COMMIT) for line in lines if line.startswith(_COMMIT)), "")
         if commit.isalnum():  # else it is "(initial)": nothing is committed yet
             return {"commit": commit, "dirty": not all(line.startswith("#") for line in lines)}

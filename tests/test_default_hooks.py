@@ -13,7 +13,7 @@ from tiny import QUIET, batches, train_step
 from torch import nn
 
 from eventrunner.errors import HookError, OptionError
-from eventrunner.history import SETTLED
+from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
 from eventrunner.hooks import (
     DEFAULT_HOOKS,
@@ -269,5 +269,5 @@ def test_histories_that_nobody_looks_at_are_added_up_all_the_same(make_runner: M
     histories = runner.message_hub.log_scalars
     assert set(histories) == {"train/lr", "train/loss", "train/data_time", "train/time"}
     for history in histories.values():
-        assert len(history._pending) <= SETTLED
+        assert len(history._pending) <= SETTLE_EVERY
         assert len(history) == 2100

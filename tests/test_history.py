@@ -85,7 +85,7 @@ def test_a_history_has_its_values_and_counts_in_order() -> None:
 
 
 def test_appending_is_updating_by_a_float() -> None:
-    """What appends may be kept while others look, settle and load."""
+    """What appends may be kept over looks, settling and loading."""
     history = HistoryBuffer()
     append = history.append
     append(1.0)

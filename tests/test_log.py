@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -137,17 +138,71 @@ def test_a_failure_to_write_what_waited_is_raised_at_the_next_word(tmp_path: Pat
         failed.set()
         raise OSError("no space")
 
-    soon(log, "a")
-    log.soon(fail)
-    assert failed.wait(30)
-
-    def go_on() -> None:
-        while True:  # the other thread may still be on its way to say so
+    with written(log, tmp_path / "log.txt") as lines:
+        soon(log, "a")
+        with pytest.raises(OSError, match="no space"):  # noqa: PT012  # by the first, on a machine that dawdles
+            log.soon(fail)
+            assert failed.wait(30)
             log.logger.info("b")
+        log.logger.info("c")
+    assert lines[-1] == "c"
 
-    with pytest.raises(OSError, match="no space"):
-        go_on()
-    log.logger.info("c")
+
+def test_a_failure_swallows_no_other_line(tmp_path: Path) -> None:
+    """What waits behind it is written, and what was said when it was raised."""
+    log = RunLog("CRITICAL")
+
+    def fail() -> None:
+        raise OSError("no space")
+
+    with written(log, tmp_path / "log.txt") as lines:
+        log._later.extend((time.time(), None, write) for write in (fail, functools.partial(log.logger.info, "a"), fail))
+        with pytest.raises(OSError, match="no space"):
+            log.logger.info("b")
+        log._later.extend((time.time(), None, write) for write in (fail, functools.partial(log.logger.info, "c")))
+        with pytest.raises(OSError, match="no space"):
+            log.close()
+    assert lines == ["a", "b", "c"]
+
+
+def test_an_interrupted_line_is_written_by_the_next(tmp_path: Path) -> None:
+    """Ctrl-C may come while lines are written, and loses none."""
+    log = RunLog("CRITICAL")
+    interrupts = [KeyboardInterrupt()]
+
+    def write() -> None:
+        if interrupts:
+            raise interrupts.pop()
+        log.logger.info("a")
+
+    with written(log, tmp_path / "log.txt") as lines:
+        with pytest.raises(KeyboardInterrupt):
+            log.soon(write, at_once=True)
+        log.logger.info("b")
+    assert lines == ["a", "b"]
+
+
+def test_a_line_that_waited_goes_where_stdout_was_when_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not into what somebody redirects meanwhile; what was redirected and is closed by then, to stdout."""
+    log = RunLog()
+    soon(log, "a", "b")
+    with contextlib.redirect_stdout(io.StringIO()) as other:
+        log.logger.info("c")
+        log._later.append((time.time(), sys.stdout, functools.partial(log.logger.info, "d")))
+    other_text = other.getvalue()
+    other.close()
+    log.close()
+    assert [line.split("event=")[1] for line in capsys.readouterr().out.splitlines()] == ["a", "b", "d"]
+    assert other_text.endswith("event=c\n")
+
+
+def test_no_thread_outlives_a_log(tmp_path: Path) -> None:
+    """What waits for more lines ends with it."""
+    log = RunLog("CRITICAL")
+    with written(log, tmp_path / "log.txt"):
+        while not (timers := [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]):
+            soon(log, "a")
+    assert not any(timer.is_alive() for timer in timers)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -166,6 +221,24 @@ def test_a_forked_worker_leaves_its_parents_lines_alone(tmp_path: Path) -> None:
                 os._exit(held.is_alive())
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert sorted(lines) == ["a", "b", "child"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_writes_its_own_lines_in_turn(tmp_path: Path) -> None:
+    """A run that was made before the fork may be trained behind it."""
+    log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
+    soon(log, "a", "b")
+    child = os.fork()
+    if child == 0:
+        with written(log, path):
+            soon(log, "c", "d")
+            log.logger.info("e")
+            soon(log, "f")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_text() == "c\nd\ne\nf\n"
+    log.close()
 
 
 def test_levels_from_warning_on_are_named(tmp_path: Path) -> None:

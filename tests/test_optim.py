@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +129,29 @@ class TestStep:
         OptimWrapper(optimizer).zero_grad()
 
         assert called == [True]
+
+    def test_a_zero_grad_that_took_torchs_place_before_is_called(self) -> None:
+        """Whether it was put there before or after this package was imported."""
+        code = (
+            "import torch\n"
+            "torch.optim.Optimizer.zero_grad = lambda self, set_to_none=True: print('called')\n"
+            "from eventrunner import OptimWrapper\n"
+            "OptimWrapper(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)).zero_grad()\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "called\n"
+
+    def test_a_profiler_of_all_threads_sees_zero_grad(self) -> None:
+        """Though it was begun by another one."""
+        wrapper = OptimWrapper(sgd(make_model()))
+        every = torch.profiler._ExperimentalConfig(profile_all_threads=True)
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, experimental_config=every) as profiler:
+            thread = threading.Thread(target=wrapper.zero_grad)
+            thread.start()
+            thread.join()
+
+        assert "Optimizer.zero_grad#SGD.zero_grad" in [event.key for event in profiler.key_averages()]
 
     def test_a_profiler_sees_zero_grad(self) -> None:
         """Under its own name, as in any other loop."""

@@ -264,6 +264,17 @@ def test_the_revision_is_the_working_directorys(tmp_path: Path) -> None:
     assert git_revision() == {**first, "dirty": True}
 
 
+def test_a_branch_may_have_any_name() -> None:
+    """Git keeps names as bytes, in no encoding that it knows of; to a run they are nothing."""
+    git("init", "-q")
+    git("commit", "-qm", "first", "--allow-empty")
+    for name in (b"\xe8\xae\xad", b"\xff\xfe"):
+        git("checkout", "-qb", os.fsdecode(name))
+        revision = git_revision()
+        assert revision is not None
+        assert revision["dirty"] is False
+
+
 def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no requirement."""
     monkeypatch.setenv("PATH", "")

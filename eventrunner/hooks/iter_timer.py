@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.history import SETTLED
+from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.state import Progress
@@ -66,9 +66,10 @@ class IterTimerHook(Hook):
         now = time.perf_counter()
         took(now - self._mark)
         self._mark = now
-        if not batch_idx % SETTLED:
-            runner.message_hub.history(f"{mode}/data_time").settle()
-            runner.message_hub.history(f"{mode}/time").settle()
+        if not batch_idx % SETTLE_EVERY:
+            for key in (f"{mode}/data_time", f"{mode}/time"):
+                if key in runner.message_hub.log_scalars:
+                    runner.message_hub.history(key).settle()
 
     def _left(self) -> float | None:
         """The seconds that the rest of the training will take at the pace so far; None where nobody can tell."""

@@ -51,7 +51,8 @@ class LoggerHook(Hook):
     are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
     training, and are on the disk before a save of the same step is committed. Rows that come within a tenth of a second
     are written together, and so are lines per interval: what a script prints may come before the line of an iteration
-    that was earlier by less than that. In a resumed run, the files are first cut back to where it goes on.
+    that was earlier by less than that, and a process that is
+    killed takes the lines of so long along. In a resumed run, the files are first cut back to where it goes on.
 
     Args:
         interval: A row each n-th iteration, counted within the epoch.

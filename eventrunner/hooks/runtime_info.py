@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from eventrunner.history import SETTLED, HistoryBuffer, Scalar, scalar_of
+from eventrunner.history import SETTLE_EVERY, HistoryBuffer, Scalar, scalar_of
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.version import __version__
@@ -84,7 +84,7 @@ class RuntimeInfoHook(Hook):
         for wrapper, key in self._norms:
             if wrapper.grad_norm is not None:
                 runner.message_hub.update_scalar(key, wrapper.grad_norm)
-        if (batch_idx + 1) % SETTLED == 0:
+        if (batch_idx + 1) % SETTLE_EVERY == 0:
             self._settle()
 
     def after_train_epoch(self, runner: Runner) -> None:
