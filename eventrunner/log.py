@@ -59,7 +59,7 @@ class RunLog:
             raise OptionError(f"log_level={level!r} is not one of {', '.join(LEVELS)}{near or '.'}")
         self.threshold = logging.CRITICAL + 1 if silent else getattr(logging, level)
         self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-        """Entered around each line: what draws on the terminal steps aside."""
+        """Entered around what is written to stdout: what draws on the terminal steps aside."""
         self._file: IO[str] | None = None
         self._begin()
         self.logger: Any = structlog.wrap_logger(

@@ -324,15 +324,15 @@ class LoggerHook(Hook):
         ]
         self._saved = [each for each in self._saved if each not in taken]
         by_epoch, saved = _by_epoch(runner), [name for _, name in taken]
-        write = functools.partial(self._write_out, runner.logger, fields, saved, fill=by_epoch)
+        event = fields.pop("event")
+        write = functools.partial(self._write_out, runner.logger, event, fields, saved, fill=by_epoch)
         runner.log.soon(write, at_once=bool(by_epoch or validated or saved))
 
-    def _write_out(self, logger: Any, fields: dict[str, Any], saved: Sequence[str], fill: bool) -> None:
-        event = fields.pop("event")
+    def _write_out(self, logger: Any, event: str, fields: Mapping[str, Any], saved: Sequence[str], fill: bool) -> None:
+        """Write a line; it may be called again where an interrupt came in between, so it leaves *fields* alone."""
         line = self._in_columns(event, _cells(fields, saved), fill)
-        if saved:
-            fields["saved"] = ",".join(saved)
-        logger.info(" ".join(event.split()), **fields, line=line)
+        told = {"saved": ",".join(saved)} if saved else {}
+        logger.info(" ".join(event.split()), **fields, **told, line=line)
 
     def _in_columns(self, head: str, cells: Mapping[str, str], fill: bool) -> str:
         """A line whose cells are as wide as the widest so far; *fill* leaves room for those that it doesn't have."""
