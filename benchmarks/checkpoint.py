@@ -1,6 +1,6 @@
 """What saves cost a training, beside torch.save and torch.distributed.checkpoint.
 
-$ python benchmarks/checkpoint.py [section …] [--repeats N] [--large] [--patience SECONDS] [--folder FOLDER] [--json]
+$ python benchmarks/checkpoint.py [section …] [--repeats N] [--large] [--patience SECONDS] [--folder DIR] [--json FILE]
 
 Contenders take turns, in one process per section, and medians are compared. A name that ends in "; x" compares with x.
 "Blocked" is how long the training thread stands still for a save; "lost" is by how much longer the steps from a save to
@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from checkpoint_measures import SECTIONS, Row, Settings, run_section
 from checkpoint_task import Calm
+from report import conditions, save, table, told
 
-from eventrunner.version import __version__
+COLUMNS = ["measured; compared with", "unit", "ours", "baseline", "ratio", "target", ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +48,6 @@ def measured(name: str, settings: Settings) -> Result:
     return Result(name, rows, time.perf_counter() - began, calm.measured, calm.disturbed)
 
 
-def conditions(settings: Settings) -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "kernel": platform.release(),
-        "file system": file_system(settings.folder),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "eventrunner": __version__,
-        "repeats": settings.repeats,
-    }
-
-
 def file_system(folder: Path) -> str:
     """Of what kind the one is that the folder is in."""
     mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -70,31 +55,44 @@ def file_system(folder: Path) -> str:
     return max(around)[1]
 
 
-def show(result: Result) -> None:
-    print(f"\n{result.section}: {SECTIONS[result.section].__doc__}")
-    print(f"({result.seconds:.0f} s; others disturbed {result.disturbed} of {result.measured} measurements)\n")
-    print("| measured; compared with | ours | baseline | ratio | target | |")
-    print("|---|---:|---:|---:|---:|---|")
-    for row in result.rows:
-        base = "" if row.baseline is None else f"{number(row.baseline)} {row.unit}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        verdict = {None: "", True: "met", False: "NOT MET"}[row.met]
-        print(f"| {row.name} | {number(row.ours)} {row.unit} | {base} | {ratio} | {target(row)} | {verdict} |")
+def report(names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Measure these sections, one after the other."""
+    results = []
+    for name in names:
+        print(f"{name}: {SECTIONS[name].__doc__}", file=sys.stderr, flush=True)
+        results.append(measured(name, settings))
+    under = conditions(file_system(settings.folder), f"medians of {settings.repeats} interleaved repeats")
+    return {"conditions": under, "sections": [as_json(result) for result in results]}
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+def as_json(result: Result) -> dict[str, Any]:
+    rows = [{**dataclasses.asdict(row), "ratio": row.ratio, "met": row.met} for row in result.rows]
+    return {**dataclasses.asdict(result), "rows": rows}
 
 
-def target(row: Row) -> str:
-    if row.target is None:
+def shown(report: dict[str, Any]) -> str:
+    """The report as Markdown: a table for each section, below what it measures and how quiet the machine was."""
+    parts = [report["conditions"] + "."]
+    for section in report["sections"]:
+        name, disturbed = section["section"], f"{section['disturbed']} of {section['measured']} measurements"
+        parts.append(f"`{name}`: {SECTIONS[name].__doc__} Others disturbed {disturbed}.")
+        parts.append(table(COLUMNS, [cells(row) for row in section["rows"]]))
+    return "\n\n".join(parts)
+
+
+def cells(row: dict[str, Any]) -> list[str | float | None]:
+    verdict = "" if row["met"] is None else told(row["met"])
+    return [row["name"], row["unit"], row["ours"], row["baseline"], row["ratio"], target(row), verdict]
+
+
+def target(row: dict[str, Any]) -> str:
+    if row["target"] is None:
         return ""
-    what = {"ours": "", "ratio": " ×", "difference": f" {row.unit} more"}[row.bounds]
-    unit = f" {row.unit}" if row.bounds == "ours" else ""
-    return f"≤ {row.target:.3g}{unit}{what}"
+    what = {"ours": row["unit"], "ratio": "×", "difference": f"{row['unit']} more"}[row["bounds"]]
+    return f"≤ {row['target']:.3g} {what}".rstrip()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--repeats", type=int, default=5)
@@ -105,31 +103,18 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=0, help="seconds for which a section may wait for other processes to be quiet"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, and no table")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"{unknown[0]!r} is no section; there are {', '.join(SECTIONS)}.")
-    results = []
     with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=args.folder) as folder:
         settings = Settings(Path(folder), args.repeats, args.large, Calm(args.patience))
-        told = conditions(settings)
-        if not args.json:
-            print(", ".join(f"{name} {value}" for name, value in told.items()))
-        for name in args.sections or SECTIONS:
-            results.append(measured(name, settings))
-            if not args.json:
-                show(results[-1])
-                sys.stdout.flush()
+        found = report(args.sections or list(SECTIONS), settings)
     if args.json:
-        print(json.dumps({"conditions": told, "sections": [as_json(result) for result in results]}, indent=1))
-    return 0
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    rows = [{**dataclasses.asdict(row), "ratio": row.ratio, "met": row.met} for row in result.rows]
-    return {**dataclasses.asdict(result), "rows": rows}
+        save(args.json, found)
+    print(shown(found))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

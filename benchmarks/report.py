@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["between", "conditions", "processor", "resident", "save", "show", "table", "told", "version_of"]
+__all__ = ["between", "conditions", "processor", "resident", "save", "table", "told", "version_of"]
 
 Cell = str | float | None
 
@@ -77,11 +77,6 @@ def resident() -> float:
 def told(met: bool) -> str:
     """How a target fared, in a word."""
     return "met" if met else "missed"
-
-
-def show(report: Mapping[str, Any]) -> str:
-    """A report as Markdown: its conditions and its table."""
-    return f"{report['conditions']}\n\n{table(report['columns'], report['rows'])}"
 
 
 def save(path: str | Path, report: Mapping[str, Any]) -> None:

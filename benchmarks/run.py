@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from report import between, save, show
+from report import between
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -39,31 +39,11 @@ def run(name: str, *options: str) -> str:
 def measure(name: str, options: list[str]) -> str:
     """Run a benchmark and save its report; returns what goes into the README."""
     path = RESULTS / f"{name}.json"
-    if name == "checkpoint":
-        report = as_report(json.loads(run(name, *options, "--json")))
-        save(path, report)
-        return show(report)
     text = run(name, *options, "--json", str(path)).strip()
     if name == "iteration":
         plot(json.loads(path.read_text(encoding="utf-8")), RESULTS / "iteration.svg")
         text += "\n\n![Overhead per iteration, by loop](results/iteration.svg)"
     return text
-
-
-def as_report(told: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoint.py prints, as a report: its sections' rows below each other."""
-    columns = ["section", "measured; compared with", "unit", "ours", "baseline", "ratio", "target", "met"]
-    rows = [
-        [section["section"], *(row[key] for key in ("name", "unit", "ours", "baseline", "ratio", "target")), met(row)]
-        for section in told["sections"]
-        for row in section["rows"]
-    ]
-    conditions = ", ".join(f"{name} {value}" for name, value in told["conditions"].items())
-    return {"conditions": conditions, "columns": columns, "rows": rows, "sections": told["sections"]}
-
-
-def met(row: dict[str, Any]) -> str:
-    return {None: "", True: "yes", False: "no"}[row["met"]]
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
