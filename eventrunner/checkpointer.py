@@ -31,6 +31,7 @@ from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExist
 from eventrunner.lanes import Lanes
 from eventrunner.preempt import preemptible
 from eventrunner.resume import load_model, same_names
+from eventrunner.rundir import absolute
 from eventrunner.state import Stateful, rng_state, set_rng_state
 
 __all__ = ["Checkpointer"]
@@ -89,7 +90,7 @@ class Checkpointer:
     ) -> None:
         _check_parts(parts)
         _check_things(model, optimizer, keep, grace)
-        self.folder, self.resume, self.keep, self.gradients = Path(folder), resume, keep, gradients
+        self.folder, self.resume, self.keep, self.gradients = Path(folder).absolute(), absolute(resume), keep, gradients
         self.model, self.optimizer, self.parts = model, optimizer, parts
         self.step = 0
         self._grace = grace

@@ -32,7 +32,7 @@ from eventrunner.atomic import replace_text
 from eventrunner.errors import OptionError, did_you_mean
 from eventrunner.soon import Soon
 
-__all__ = ["RowLog", "RunLog", "headed", "shown"]
+__all__ = ["RowLog", "RunLog", "headed", "shown", "shown_path"]
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
@@ -243,12 +243,21 @@ class RowLog:
 
 def shown(value: Any) -> str:
     """A value as a line shows it: floats between 0.01 and 10,000 with four digits, so that columns stay in line."""
+    if isinstance(value, Path):
+        return shown_path(value)
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     size = abs(value)
     if size and not 0.01 <= size < 10_000:
         return f"{value:.2e}"
     return f"{value:.{4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1}f}"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is typed in the working directory: relative to it where it lies below."""
+    with contextlib.suppress(ValueError, OSError):  # elsewhere, or in a directory that was removed
+        return str(Path(path).relative_to(Path.cwd()))
+    return os.fspath(path)
 
 
 def headed(head: str, *parts: str) -> str:
@@ -283,7 +292,7 @@ def _key(key: str) -> str:
 
 def _plain(value: Any) -> str:
     """A value with what would move the cursor spelt out; the renderer does so with line breaks."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else shown_path(value) if isinstance(value, Path) else str(value)
     return text if text.isprintable() else _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from eventrunner.version import __version__
 
 __all__ = [
     "RUN_FILE",
+    "absolute",
     "check_free",
     "check_sources",
     "choose_folder",
@@ -37,8 +38,15 @@ __all__ = [
 
 RUN_FILE = "run.json"
 
+T = TypeVar("T")
+
 _STATUS = ("git", "status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
 _COMMIT = "# branch.oid "
+
+
+def absolute(path: T) -> T | Path:
+    """Return a path as it is now to be understood, whatever becomes of the working directory; all else as it is."""
+    return Path(path).absolute() if isinstance(path, str | os.PathLike) else path
 
 
 def script_name() -> str:
@@ -62,11 +70,11 @@ def choose_folder(work_dir: str | os.PathLike[str] | None, resume: bool | str | 
     if work_dir is not None:
         if not isinstance(work_dir, str | os.PathLike) or not str(work_dir):
             raise OptionError(f"work_dir={work_dir!r} is not a folder's path; leave it out for runs/<script>/<number>.")
-        return Path(work_dir)
+        return Path(work_dir).absolute()
     if resume is True:
         return _newest(_home())
     if resume and (Path(resume).parent / RUN_FILE).is_file():
-        return Path(resume).parent
+        return Path(resume).absolute().parent
     return None
 
 
@@ -172,7 +180,7 @@ def git_revision() -> dict[str, Any] | None:
 
 
 def _home() -> Path:
-    return Path("runs") / script_name()
+    return Path("runs").absolute() / script_name()
 
 
 def _numbers(home: Path) -> list[int]:

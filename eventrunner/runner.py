@@ -35,7 +35,7 @@ from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.priority import Priority
 from eventrunner.resume import gather, stepped
 from eventrunner.roster import Roster
-from eventrunner.rundir import check_free, check_sources, choose_folder, claim, known_seed, script_name
+from eventrunner.rundir import absolute, check_free, check_sources, choose_folder, claim, known_seed, script_name
 from eventrunner.session import session
 from eventrunner.settings import Offloading, Randomness, Training, check_evaluation, check_model, compile_options
 from eventrunner.signature import short_path
@@ -57,7 +57,8 @@ class Runner:
 
     Args:
         model: What is trained. Moved to *device*; the optimizer may have been made before.
-        work_dir: The run's folder. None makes ``runs/<script>/<next number>``.
+        work_dir: The run's folder. None makes ``runs/<script>/<next number>``. Here and below, a relative path is one
+            of the working directory that there is when the Runner is made.
         train_dataloader: Any iterable of batches that can be passed over repeatedly.
         val_dataloader: The same, for the validations within training and for :meth:`val`.
         test_dataloader: The same, for :meth:`test`.
@@ -146,7 +147,7 @@ class Runner:
         self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
         self.emitters = self.bus.emitters(self, self.ledger)
         self.cfg, self.show_progress = cfg, progress
-        self.load_from, self.resume = load_from, resume
+        self.load_from, self.resume = absolute(load_from), absolute(resume)
         self.timestamp = time.strftime("%Y%m%d_%H%M%S")
         self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
         self._init_state()
@@ -451,9 +452,9 @@ class Runner:
         Raises:
             OptionError: the folder that it is to go to isn't there.
         """
-        target = Path(path)
-        if not target.absolute().parent.is_dir():
-            raise OptionError(f"trace({str(path)!r}): there is no folder {target.absolute().parent}; make it first.")
+        target = Path(path).absolute()
+        if not target.parent.is_dir():
+            raise OptionError(f"trace({str(path)!r}): there is no folder {target.parent}; make it first.")
         if self.mode is None and self.last_lanes is not None:
             write_trace(target, self)
             return

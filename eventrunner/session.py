@@ -13,6 +13,7 @@ from eventrunner.account import write_trace
 from eventrunner.checkpoint import Manifest, find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempted
 from eventrunner.lanes import Lanes
+from eventrunner.log import shown_path
 from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
@@ -300,7 +301,7 @@ def _load(runner: Runner) -> None:
         checkpoint = {"state_dict": load_weights(Path(runner.load_from))}
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         load_model(runner.model, checkpoint["state_dict"])
-        runner.logger.info("weights", path=str(runner.load_from))
+        runner.logger.info("weights", path=Path(runner.load_from))
 
 
 def _resume_path(runner: Runner) -> Path | None:
@@ -316,15 +317,15 @@ def _resume_path(runner: Runner) -> Path | None:
 
     found = find_newest(runner.checkpoint_dir, abandoned)
     for path, reason in found.rejected:
-        runner.logger.warning("checkpoint not used", path=str(path), reason=str(reason))
+        runner.logger.warning("checkpoint not used", path=path, reason=str(reason))
     if found.path is None:
-        runner.logger.info("resume", reason=f"nothing to resume in {runner.checkpoint_dir}: a fresh start")
+        runner.logger.info("resume", reason=f"nothing to resume in {shown_path(runner.checkpoint_dir)}: a fresh start")
     return found.path
 
 
 def _report_resume(runner: Runner, path: Path) -> None:
     progress = runner.progress
-    runner.logger.info("resume", path=str(path), epoch=progress.epoch, step=progress.iter)
+    runner.logger.info("resume", path=path, epoch=progress.epoch, step=progress.iter)
     loop = runner.train_loop
     caveat = None if loop is None else loop.position.caveat(loop.dataloader)
     if caveat is not None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
@@ -21,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from eventrunner.log import headed, shown
+from eventrunner.log import headed, shown, shown_path
 
 if TYPE_CHECKING:
     from eventrunner.account import RunAccount
@@ -158,14 +159,14 @@ def introduce(runner: Runner) -> None:
     model, device, threads = type(runner.model).__name__, str(runner.device), torch.get_num_threads()
     parameters = sum(parameter.numel() for parameter in runner.model.parameters())
     facts: dict[str, Any] = {
-        "work_dir": str(runner.work_dir),
+        "work_dir": runner.work_dir,
         "model": model,
         "parameters": parameters,
         "optimizer": " + ".join(type(wrapper.optimizer).__name__ for _, wrapper in runner.optim_wrappers),
         "device": device,
         "threads": threads,
     }
-    parts = [facts["work_dir"], f"{model}, {_counted(parameters, 'parameter')}", facts["optimizer"]]
+    parts = [shown_path(runner.work_dir), f"{model}, {_counted(parameters, 'parameter')}", facts["optimizer"]]
     parts += [f"{device}, {_counted(threads, 'thread')}"]
     if not runner.resume:  # else the checkpoint's seed will count, which isn't read yet
         facts["seed"] = runner.seed
@@ -175,11 +176,11 @@ def introduce(runner: Runner) -> None:
 
 
 def _count_receivers(runner: Runner) -> None:
-    plan, path = runner.bus.describe(runner), str(runner.log_dir / "log.txt")
+    plan, path = runner.bus.describe(runner), runner.log_dir / "log.txt"
     hooks, sites = len(runner.hooks), len({row.site for row in plan})
     functions = len({row.receiver for row in plan} - {type(hook).__name__ for hook in runner.hooks})
     line = _counted(hooks, "hook") + (f" + {_counted(functions, 'receiver')}" if functions else "")
-    line += f" on {_counted(sites, 'site')}, listed in {path}"
+    line += f" on {_counted(sites, 'site')}, listed in {shown_path(path)}"
     runner.logger.info("plan", hooks=hooks, receivers=functions, sites=sites, path=path, line=line)
 
 
@@ -190,8 +191,8 @@ def conclude(runner: Runner, took: float, failure: BaseException | None, account
     scores = {name: f"val/{name} {shown(best['score'])}" for name, best in bests.items()}
     width = max(map(len, scores.values()), default=0)
     for name, best in bests.items():
-        line = headed("best", scores[name].ljust(width), best["path"])
-        runner.logger.info("best", **{f"val/{name}": best["score"]}, path=best["path"], line=line)
+        line = headed("best", scores[name].ljust(width), shown_path(best["path"]))
+        runner.logger.info("best", **{f"val/{name}": best["score"]}, path=Path(best["path"]), line=line)
     _say_saves(runner)
     _say_account(runner, account)
     steps = _next_steps(runner, [best["path"] for best in bests.values()])
@@ -233,8 +234,8 @@ def _say_saves(runner: Runner) -> None:
         f"training held up {duration(saves['stall'])}"
     )
     times = {"took": round(saves["took"], 3), "stall": round(saves["stall"], 6)}
-    fields = {**saves, **times, **({"path": last} if last else {})}
-    runner.logger.info("saves", **fields, line=headed("saves", said, last or ""))
+    fields = {**saves, **times, **({"path": Path(last)} if last else {})}
+    runner.logger.info("saves", **fields, line=headed("saves", said, shown_path(last) if last else ""))
 
 
 def _say_account(runner: Runner, account: RunAccount) -> None:
@@ -261,7 +262,7 @@ def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
         else []
     )
     if reason == "completed":
-        return steps + [f"Runner(..., load_from={path!r})" for path in (bests or [last])[:1] if path]
+        return steps + [f"Runner(..., load_from={shown_path(path)!r})" for path in (bests or [last])[:1] if path]
     return steps + (["Runner(..., resume=True)"] if last or bests else [])
 
 

@@ -54,9 +54,9 @@ def test_the_script_names_the_runs(monkeypatch: pytest.MonkeyPatch, argv: list[s
     assert script_name() == name
 
 
-def test_runs_are_numbered_and_latest_points_to_the_newest() -> None:
+def test_runs_are_numbered_and_latest_points_to_the_newest(tmp_path: Path) -> None:
     """The link is a relative one, so the folder can be moved."""
-    assert [claim(None), claim(None)] == [Path("runs/digits/001"), Path("runs/digits/002")]
+    assert [claim(None), claim(None)] == [tmp_path / "runs/digits/001", tmp_path / "runs/digits/002"]
     link = Path("runs/digits/latest")
     assert link.is_symlink()
     assert link.readlink() == Path("002")
@@ -64,7 +64,7 @@ def test_runs_are_numbered_and_latest_points_to_the_newest() -> None:
 
 def test_a_number_is_never_given_twice() -> None:
     """Whatever else lies there; after the highest comes the next, however many digits it has."""
-    home = Path("runs/digits")
+    home = Path("runs/digits").absolute()
     for name in ("007", "x", "²", "-3"):
         (home / name).mkdir(parents=True)
     assert claim(None) == home / "008"
@@ -84,7 +84,7 @@ def test_processes_that_claim_at_once_get_different_numbers(tmp_path: Path) -> N
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     claimed = [path for index in range(3) for path in (tmp_path / f"claimed_{index}").read_text().split()]
-    assert sorted(claimed) == [f"runs/digits/{number:03d}" for number in range(1, 91)]
+    assert sorted(claimed) == [f"{tmp_path}/runs/digits/{number:03d}" for number in range(1, 91)]
     assert (tmp_path / "runs/digits/latest").is_dir()
 
 
@@ -92,27 +92,27 @@ def test_a_file_system_without_links_still_has_the_numbers(tmp_path: Path) -> No
     """Where latest can't be made (here something is in its way), the newest is the highest number."""
     (tmp_path / "runs/digits").mkdir(parents=True)
     (tmp_path / f"runs/digits/.latest.{os.getpid()}").mkdir()
-    assert [claim(None), claim(None)] == [Path("runs/digits/001"), Path("runs/digits/002")]
+    assert [claim(None), claim(None)] == [tmp_path / "runs/digits/001", tmp_path / "runs/digits/002"]
     assert not Path("runs/digits/latest").exists()
-    assert choose_folder(None, True) == Path("runs/digits/002")
+    assert choose_folder(None, True) == tmp_path / "runs/digits/002"
 
 
-def test_resume_goes_on_in_the_newest_run() -> None:
+def test_resume_goes_on_in_the_newest_run(tmp_path: Path) -> None:
     """By the latest link; with no run yet, or a link that dangles and nothing else, in none."""
     assert choose_folder(None, True) is None
     first, second = claim(None), claim(None)
-    assert choose_folder(None, True) == second == Path("runs/digits/002")
+    assert choose_folder(None, True) == second == tmp_path / "runs/digits/002"
     second.rmdir()
     assert choose_folder(None, True) == first
     first.rmdir()
     assert choose_folder(None, True) is None
 
 
-def test_a_folder_that_was_given_is_taken() -> None:
+def test_a_folder_that_was_given_is_taken(tmp_path: Path) -> None:
     """As it is, resumed or not."""
     for resume in (False, True, "x/epoch_1"):
-        assert choose_folder("my/run", resume) == Path("my/run")
-    assert claim(Path("my/run")) == Path("my/run")
+        assert choose_folder("my/run", resume) == tmp_path / "my/run"
+    assert claim(tmp_path / "my/run") == tmp_path / "my/run"
     assert Path("my/run").is_dir()
     assert not Path("runs").exists()
 

@@ -40,19 +40,19 @@ def test_a_rerun_has_the_next_number_and_leaves_the_first_alone(tmp_path: Path) 
     before = {path: path.read_bytes() for path in first.work_dir.rglob("*") if path.is_file()}
     second = unnamed()
     second.train()
-    assert [str(first.work_dir), str(second.work_dir)] == ["runs/digits/001", "runs/digits/002"]
+    assert [first.work_dir, second.work_dir] == [tmp_path / "runs/digits/001", tmp_path / "runs/digits/002"]
     assert {path: path.read_bytes() for path in first.work_dir.rglob("*") if path.is_file()} == before
     assert (tmp_path / "runs/digits/latest").resolve() == tmp_path / "runs/digits/002"
 
 
-def test_resume_without_a_folder_goes_on_with_the_latest() -> None:
+def test_resume_without_a_folder_goes_on_with_the_latest(tmp_path: Path) -> None:
     """In the newest of the script's runs, or in a new one where there is none."""
     fresh = unnamed(epochs=1, resume=True)
     fresh.train()
-    assert (str(fresh.work_dir), fresh.iter) == ("runs/digits/001", 2)
+    assert (fresh.work_dir, fresh.iter) == (tmp_path / "runs/digits/001", 2)
     again = unnamed(epochs=3, resume=True)
     again.train()
-    assert (str(again.work_dir), again.iter) == ("runs/digits/001", 6)
+    assert (again.work_dir, again.iter) == (tmp_path / "runs/digits/001", 6)
     assert [entry["step"] for entry in run_json(again.work_dir)["resumes"]] == [2]
 
 
@@ -273,5 +273,5 @@ def test_two_runs_at_once_have_a_folder_each(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     for number in ("001", "002"):
-        assert (tmp_path / f"{number}.done").read_text() == f"runs/digits/{number}"
+        assert (tmp_path / f"{number}.done").read_text() == f"{tmp_path}/runs/digits/{number}"
         assert (tmp_path / f"runs/digits/{number}/epoch_2").is_dir()

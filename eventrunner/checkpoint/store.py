@@ -74,7 +74,7 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # whatever becomes of the working directory
         self.abandoned = False
         self._newest: datetime.datetime | None = None
         self._is_named = False  # whether the folder's own name, and those above it, are on the disk

@@ -19,8 +19,10 @@ from eventrunner.checkpoint.manifest import PTH_NAME
 from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
 from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
 from eventrunner.hook import Hook
+from eventrunner.log import shown_path
 from eventrunner.registry import HOOKS
 from eventrunner.resume import stateful_hooks
+from eventrunner.rundir import absolute
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -117,6 +119,7 @@ class CheckpointHook(Hook):
         _check_names(self)
         _check_published(self)
         _check_way(self)
+        self.out_dir = absolute(out_dir)
         self._kept: list[str] = []
         self._retired: list[list[str]] = []  # what the last saves have made superfluous, the newest last
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
@@ -230,8 +233,8 @@ class CheckpointHook(Hook):
     def _go_to(self, runner: Runner, folder: Path) -> None:
         if runner.mode == "train" and not runner.resume and Store(folder).names():
             raise RunExistsError(
-                f"CheckpointHook(out_dir={str(self.out_dir)!r}): {folder} holds another run's checkpoints; choose "
-                "another out_dir or work_dir."
+                f"CheckpointHook(out_dir={shown_path(folder.parent)!r}): {shown_path(folder)} holds another run's "
+                "checkpoints; choose another out_dir or work_dir."
             )
         runner.checkpoint_folder = folder
 

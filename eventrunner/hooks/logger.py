@@ -18,8 +18,9 @@ from eventrunner.best import best_name
 from eventrunner.errors import LaneError, MissingExtraError, OptionError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.lanes import Task
-from eventrunner.log import RowLog, headed, shown
+from eventrunner.log import RowLog, headed, shown, shown_path
 from eventrunner.registry import HOOKS
+from eventrunner.rundir import absolute
 from eventrunner.soon import Soon
 from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
 
@@ -96,7 +97,7 @@ class LoggerHook(Hook):
             install = "pip install 'eventrunner[tensorboard]'"
             raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
         self.interval, self.ignore_last, self.window_size = interval, ignore_last, window_size
-        self.out_dir, self.log_metric_by_epoch, self.tensorboard = out_dir, log_metric_by_epoch, tensorboard
+        self.out_dir, self.log_metric_by_epoch, self.tensorboard = absolute(out_dir), log_metric_by_epoch, tensorboard
         self.offload = offload
         self._writing = Task(self._write_files, LOG_LANE, name=type(self).__name__, site="on_log")
         self._syncing = Task(
@@ -125,8 +126,8 @@ class LoggerHook(Hook):
         if not self._introduced:
             if self.out_dir is not None and not runner.resume and path.exists():
                 raise RunExistsError(
-                    f"LoggerHook(out_dir={str(self.out_dir)!r}): {path} is another run's; choose another out_dir or "
-                    "work_dir."
+                    f"LoggerHook(out_dir={shown_path(self.out_dir)!r}): {shown_path(path)} is another run's; choose "
+                    "another out_dir or work_dir."
                 )
             introduce(runner)
             self._introduced = True

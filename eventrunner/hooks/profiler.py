@@ -172,7 +172,7 @@ class ProfilerHook(Hook):
             path = runner.work_dir / self.json_trace_path
             path.parent.mkdir(parents=True, exist_ok=True)
             recorded.export_chrome_trace(str(path))
-            runner.logger.info("profile", path=str(path))
+            runner.logger.info("profile", path=path)
 
 
 def _report(on_trace_ready: Report | Mapping[str, Any] | None, runner: Runner) -> Report:
