@@ -124,6 +124,7 @@ BAR = re.compile(r"[━-]{9}.*  epoch [12]/2  iter \d+/8")
 _STAMP = re.compile(r"^time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
 _TABLE = re.compile(r"^(time   |            [A-Z\w]| *level=info event=time ).*\n?", re.MULTILINE)
 _STEPS = (
+    (re.compile(r" +eta(=[\d.]+| [\d:]+)"), ""),  # there where a second or more is left
     (re.compile(r"(?<=seed )\d+|(?<=(?:seed|ytes|took|tall)=)[\d.]+(?:e-\d+)?"), "N"),
     (re.compile(r"\b[\d.]+ m?s/it\b"), "PACE"),
     (re.compile(r"\b[\d.]+ (ms|s)\b|\b\d+:\d\d(:\d\d)?\b"), "TIME"),
@@ -135,7 +136,7 @@ _STEPS = (
 
 
 def normal(text: str) -> str:
-    """A text with measured numbers replaced, without time stamps and the table, and with one blank between columns."""
+    """A text with measured numbers replaced, without what only a slow run has, and with one blank between columns."""
     text = _TABLE.sub("", _STAMP.sub("", text))
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
