@@ -19,7 +19,6 @@ from eventrunner.checkpoint.manifest import PTH_NAME
 from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
 from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
 from eventrunner.hook import Hook
-from eventrunner.log import shown_path
 from eventrunner.registry import HOOKS
 from eventrunner.resume import stateful_hooks
 from eventrunner.rundir import absolute
@@ -233,8 +232,8 @@ class CheckpointHook(Hook):
     def _go_to(self, runner: Runner, folder: Path) -> None:
         if runner.mode == "train" and not runner.resume and Store(folder).names():
             raise RunExistsError(
-                f"CheckpointHook(out_dir={shown_path(folder.parent)!r}): {shown_path(folder)} holds another run's "
-                "checkpoints; choose another out_dir or work_dir."
+                f"CheckpointHook(out_dir={str(self.out_dir)!r}): {folder} holds another run's checkpoints; choose "
+                "another out_dir or work_dir."
             )
         runner.checkpoint_folder = folder
 
