@@ -91,9 +91,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (folder / name).write_bytes(member.read())
     (folder / "sites_for_signals.py").write_text(PLUGIN, encoding="utf-8")
     package = Path(eventrunner.__file__).parent.parent
-    pytest_ = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider"]
+    pytest_ = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder)]
+    alone = ["--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "sites_for_signals"]
     done = subprocess.run(
-        [*pytest_, "-p", "sites_for_signals", "-W", "error", "--junitxml", "report.xml", *FILES],
+        [*pytest_, *alone, "-W", "error", "--junitxml", "report.xml", *FILES],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(package)])},
         capture_output=True,
