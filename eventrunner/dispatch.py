@@ -161,6 +161,8 @@ class Site(blinker.Signal):
 
     def admit(self, connection: Connection, receiver: Receiver, sender: Any = ANY, weak: bool = False) -> None:
         """Connect *receiver* as :meth:`check` has read it; each reading serves once."""
+        if sender is not ANY:  # it is there, and would be made once more; anybody may come to be where it isn't
+            self._context.check_workers([connection])
         key = self._key(receiver, sender)
         connection.sender = None if _has_own_id(sender) else sender
         if weak:

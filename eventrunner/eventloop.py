@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import queue
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -113,12 +115,21 @@ async def _awaited(result: Awaitable[Any]) -> None:
 
 async def _run_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     limiter = anyio.CapacityLimiter(1)  # the default one would have lanes wait for each other
+    pickled = pickle.dumps((call, args, kwargs), pickle.HIGHEST_PROTOCOL)
+    sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # what errors of the script's own are sent back as
     try:
-        error = await anyio.to_process.run_sync(call_in_process, call, args, kwargs, cancellable=True, limiter=limiter)
+        error = await anyio.to_process.run_sync(call_in_process, pickled, cancellable=True, limiter=limiter)
     except anyio.BrokenWorkerProcess as broken:
-        raise LaneError("the worker process ended before the call returned") from broken
+        raise LaneError(f"the worker process ended {_when(broken)}") from broken
     if error is not None:
         raise error
+
+
+def _when(broken: anyio.BrokenWorkerProcess) -> str:
+    cause = broken.__cause__
+    if cause is None or isinstance(cause, anyio.EndOfStream | anyio.IncompleteRead | anyio.BrokenResourceError):
+        return "before the call returned"
+    return f"as it started, for which it runs the script: {type(cause).__name__}: {cause}"
 
 
 def wait_for(result: Awaitable[Any], backend: str) -> None:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +30,14 @@ SLOW = 30.0
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One submission; ``number`` counts those of the lane from 1."""
+    """One submission; ``number`` counts those of the lane from 1, ``context`` has its submitter's context variables."""
 
     tally: Tally
     args: Sequence[Any]
     kwargs: Mapping[str, Any] | None
     origin: object
     submitted: float
+    context: Context
     number: int = 0
 
     def __str__(self) -> str:
@@ -377,9 +378,10 @@ class Lane:
     def _attempt(self, job: Job, call: Callable[[Lane, Job], None]) -> bool:
         """Call, again if need be; returns whether it failed in the end."""
         left = job.tally.task.retries
+        job.context.run(lane_here.set, self)
         while True:
             try:
-                call(self, job)
+                job.context.run(call, self, job)
             except BaseException as error:  # noqa: BLE001  # it is for the owner of the lanes
                 if left and isinstance(error, Exception) and not self.given_up:
                     left -= 1

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
@@ -124,7 +125,8 @@ class Lanes:
     ) -> None:
         """Put a job in; returns at once unless the lane is full. Costs a few microseconds.
 
-        The arguments are passed on as they are: what the caller is going to change must be copied before.
+        The arguments are passed on as they are: what the caller is going to change must be copied before. The job has
+        the caller's context variables as they are now, except in a process.
 
         Args:
             task: What to call.
@@ -140,7 +142,7 @@ class Lanes:
         tally = self._tallies.get(task)
         if tally is None:
             tally = self._enlist(task)
-        tally.lane.put(Job(tally, args, kwargs, origin, time.perf_counter()))
+        tally.lane.put(Job(tally, args, kwargs, origin, time.perf_counter(), copy_context()))
 
     def mark(self, lane: str) -> int:
         """A ticket for :meth:`wait`: the number of jobs that were put into the lane so far."""

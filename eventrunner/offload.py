@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -17,6 +17,7 @@ from typing import Any
 
 from eventrunner.connection import Connection, Table
 from eventrunner.errors import OptionError, UnknownSiteError, did_you_mean
+from eventrunner.importable import line_run_again
 from eventrunner.lanes import Lanes, run_now
 
 __all__ = ["Changes", "Context", "freeze"]
@@ -118,6 +119,17 @@ class Context:
                 f"{did_you_mean(barrier, self._sites) or ' is declared.'}"
             )
 
+    @staticmethod
+    def check_workers(connections: Iterable[Connection]) -> None:
+        """Refuse what wants a worker process, unless what is under way is left out where that runs the script."""
+        wanting = [each for each in connections if each.task is not None and each.task.worker == "process"]
+        again = line_run_again() if wanting else ""
+        if again:
+            raise OptionError(
+                f"{wanting[0].name} in {wanting[0].location} has worker='process', which runs the script once more to "
+                f"find functions in it, and would come to {again} too; put that under if __name__ == '__main__':."
+            )
+
     def barriers_at(self, site: str, sender_id: Hashable) -> list[str]:
         """The lanes that are to be done before *sender* passes *site*."""
         if not self._has_barriers:  # it is asked at each connection
@@ -148,6 +160,7 @@ class Context:
         key = self._anybody if sender is None else self._identity(sender)
         if key in self._lanes:
             raise OptionError("opening lanes for a sender that has some open; one set of lanes serves it at a time.")
+        self.check_workers(each for table, _ in self._sites.values() for each in table.reached_by(key))
         with lanes:
             self._lanes[key] = lanes
             try:

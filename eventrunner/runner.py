@@ -572,11 +572,14 @@ class Runner:
 
 def _refuse_import(caller: FrameType) -> None:
     """Refuse to begin a run in a process that only imports the script to find a function in it."""
-    if caller.f_globals.get("__name__") == "__mp_main__" and caller.f_code.co_name == "<module>":
-        raise OptionError(
-            "Runner() was called while a worker process imports the script; put what runs under "
-            "if __name__ == '__main__':, so that worker='process' can find its functions."
-        )
+    frame: FrameType | None = caller
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "__mp_main__" and frame.f_code.co_name == "<module>":
+            raise OptionError(
+                "Runner() was called while a worker process imports the script; put what runs under "
+                "if __name__ == '__main__':, so that worker='process' can find its functions."
+            )
+        frame = frame.f_back
 
 
 def _refuse_unknown(arguments: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
 from eventrunner.errors import LaneError, OptionError, did_you_mean, listed
+from eventrunner.importable import check_sendable
 
 __all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice", "is_async"]
 
@@ -133,14 +134,16 @@ def check_choice(name: str, value: object, allowed: Sequence[str], of: str = "")
         raise OptionError(f"{name}={value!r}{of} is not one of {listed(allowed)}{near}")
 
 
-def call_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException | None:
-    """In a worker process: return what the call raised, in a form that can be sent.
+def call_in_process(pickled: bytes) -> BaseException | None:
+    """In a worker process: make a call, and return what it raised, in a form that can be sent.
 
-    It is returned, not raised, because a ``SystemExit`` would end the process under the next job. Ctrl-C reaches this
-    process as well, and would end the job that the parent waits for.
+    The call comes pickled, so that an error in unpickling it is the job's as well. It is returned, not raised, because
+    a ``SystemExit`` would end the process under the next job. Ctrl-C reaches this process as well, and would end the
+    job that the parent waits for.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        call, args, kwargs = pickle.loads(pickled)
         call(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001
         note = f"in the worker process:\n{traceback.format_exc().rstrip()}"
@@ -179,10 +182,8 @@ def _check_process(task: Task) -> None:
             f"worker='process' can't run {task}, which is an async def; pass worker='thread', or move the work to a "
             "plain function at the top level of a module."
         )
-    if inspect.isfunction(task.call) and "<" not in task.call.__qualname__:
-        return  # it is sent by its name, which it may not have yet: a decorator is called before that
     try:
-        pickle.dumps(task.call)
+        check_sendable(task.call)
     except Exception as error:
         raise OptionError(
             f"worker='process' can't send {task} to another process ({error}); move it to the top level of a module."

@@ -23,6 +23,7 @@ LAYERS = (
         "atomic",
         "soon",
         "preempt",
+        "importable",
         "task",
         "lane",
         "eventloop",

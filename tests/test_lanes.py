@@ -17,14 +17,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventrunner.bus import Bus
 from eventrunner.errors import LaneError, LaneFullError, LaneTimeoutError, MissingExtraError, OptionError
 from eventrunner.lane import Job
 from eventrunner.lanes import BACKENDS, Account, Lanes, Task, run_now
@@ -745,11 +748,11 @@ def test_a_job_whose_token_was_lost_to_an_interrupt_is_still_done() -> None:
         lanes.flush()
         lane = lanes._lanes["a"]
         (tally,) = lanes._tallies.values()
-        lane.jobs.append(Job(tally, (2,), None, "", 0.0, number=2))
+        lane.jobs.append(Job(tally, (2,), None, "", 0.0, copy_context(), number=2))
         lane.number = 2
         lanes.flush()
         assert done == [1, 2]
-        lane.jobs.append(Job(tally, (3,), None, "", 0.0, number=3))
+        lane.jobs.append(Job(tally, (3,), None, "", 0.0, copy_context(), number=3))
     assert done == [1, 2, 3]
 
 
@@ -1341,7 +1344,7 @@ def test_what_comes_back_from_a_process_can_be_sent(call: Callable[[], Any], sen
     """An error that can't be sent has a substitute with its text; each has its traceback as a note."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        error = call_in_process(call, (), {})
+        error = call_in_process(pickle.dumps((call, (), {})))
     finally:
         signal.signal(signal.SIGINT, handler)
     assert repr(pickle.loads(pickle.dumps(error))) == sent
@@ -1586,3 +1589,60 @@ def test_an_async_job_can_be_done_at_once_too(backend: str) -> None:
 
     anyio.run(notebook)
     assert done == [1, 2]
+
+
+# --------------------------------------------------------------------------------------------------- context variables
+
+word: ContextVar[str] = ContextVar("word", default="")
+
+
+@both_backends
+def test_a_job_has_the_context_variables_of_whom_it_was_submitted_by(backend: str) -> None:
+    """As they were then; what a job sets is its own, and tries of one job share it."""
+    seen: list[str] = []
+
+    def plain() -> None:
+        seen.append(word.get())
+        word.set("the job's own")
+        if len(seen) == 1:
+            raise ValueError("again")
+
+    async def awaited() -> None:
+        await anyio.sleep(0)
+        seen.append(word.get())
+
+    with Lanes(backend) as lanes:
+        word.set("first")
+        lanes.submit(Task(plain, "a", retries=1))
+        word.set("second")
+        lanes.submit(Task(awaited, "a"))
+        lanes.submit(Task(plain, "a"))
+        word.set("third")
+        lanes.submit(Task(lambda: seen.append(word.get()), "a"))
+    assert seen == ["first", "the job's own", "second", "second", "third"]
+    run_now(Task(awaited, "a"), (), {}, backend)
+    assert seen[-1] == "third"
+
+
+@both_backends
+def test_structlogs_bound_variables_reach_offloaded_and_async_receivers(backend: str) -> None:
+    """They are context variables: a line that a receiver logs beside its sender has them."""
+    lines: list[dict[str, Any]] = []
+
+    def render(logger: Any, method: str, event: Any) -> Any:
+        lines.append(dict(event))
+        raise structlog.DropEvent
+
+    logger = structlog.wrap_logger(None, processors=[structlog.contextvars.merge_contextvars, render])
+    bus = Bus(())
+    site = bus.site("lunch", ())
+    site.connect(lambda: logger.info("plain"), offload=True, lane="one")
+
+    @bus.on("lunch", lane="one")
+    async def awaited() -> None:
+        await anyio.sleep(0)
+        logger.info("awaited")
+
+    with structlog.contextvars.bound_contextvars(trial=3), bus.open_lanes(backend=backend):
+        site.emit()
+    assert lines == [{"event": "plain", "trial": 3}, {"event": "awaited", "trial": 3}]

@@ -58,6 +58,25 @@ def test_the_receivers_block_runs_as_written() -> None:
     assert "every 2 epochs" in done.stdout
 
 
+def test_the_block_about_worker_processes_runs_as_written(tmp_path: Path) -> None:
+    """The function that stands outside of the guard is found in another process, once for each validation batch."""
+    block = next(fence for fence in fences("python") if 'worker="process"' in fence)
+    head, guard, rest = block.partition('if __name__ == "__main__":')
+    head = head.replace("def score(outputs): ...", "def score(outputs): open('scored', 'a').write(f'{os.getpid()} ')")
+    start = "\n    runner = Runner(**options(epochs=1, val=True))"
+    end = "    runner.train()\n    print(os.getpid())"
+    code = f"import os\nfrom tiny import Runner, options\n{head}{guard}{start}{rest}{end}"
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-W", "error", "script.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (worker,) = (tmp_path / "scored").read_text().split()
+    assert worker != done.stdout.strip()
+
+
 def test_the_two_commands_stand_alone() -> None:
     """The first two shell fences are one line each: run the example, run the tests."""
     first, second = fences("sh")[:2]
