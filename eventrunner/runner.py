@@ -70,8 +70,10 @@ class Runner:
             Also used by the test. Left out where the model has a ``val_step(batch)``.
         optimizer: Any ``torch.optim`` optimizer, or
         optim_wrapper: an :class:`OptimWrapper` for accumulation, clipping and mixed precision, or a dict of several.
-        param_scheduler: torch's scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…)``, a list of these, or a dict
-            of lists. Without ``by_epoch`` the unit is the training's own.
+        param_scheduler: torch's scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…, rule=…)``, a list of these, or a
+            dict of lists. Without ``by_epoch`` the unit is the training's own; numbers that fit the other one are
+            warned of. A plateau scheduler's ``mode`` must be the rule of its metric, as told from its name or by
+            ``rule``, ``'greater'`` or ``'less'``.
         val_evaluator: ``{"accuracy": metric}``: anything with update, compute and reset; logged as ``val/accuracy``.
         test_evaluator: The same for the test; by default the validation's.
         default_hooks: Overrides by name (``runtime_info, timer, sampler_seed, logger, param_scheduler,
@@ -211,6 +213,8 @@ class Runner:
             self.optim_wrapper, self.param_schedulers = training.optim, training.schedules
             self.updates_itself = training.updates_itself
             self.train_loop = TrainLoop(self, training.dataloader, training.settings)
+            for argument, remark in training.remarks:
+                self.logger.warning(argument, reason=remark)
 
     @property
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:

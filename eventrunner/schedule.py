@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.rules import check_monitor
+from eventrunner.rules import check_monitor, tell_rule
 
-__all__ = ["Schedule", "Schedules", "all_schedules", "build_schedules"]
+__all__ = ["Schedule", "Schedules", "all_schedules", "build_schedules", "with_parts"]
 
-_KEYS = ("scheduler", "by_epoch", "monitor")
+_KEYS = ("scheduler", "by_epoch", "monitor", "rule")
+_MODES = {"greater": "max", "less": "min"}
+"""What a plateau scheduler calls the rules."""
 
 
 @dataclass(slots=True)
@@ -51,23 +53,46 @@ def build_schedules(
     """What ``param_scheduler=`` may be, as a list of schedules or a dict of such lists.
 
     Args:
-        given: A scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…)``, a list of these, or a dict of lists by the
-            names of several optimizers.
+        given: A scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…, rule=…)``, a list of these, or a dict of lists
+            by the names of several optimizers.
         by_epoch: The unit of a scheduler that doesn't say: the train loop's own.
         optimizers: The run's optimizers by name, the only one under ``""``; each scheduler must drive one of them.
         metrics: The evaluator's names, to check ``monitor`` against; None where they aren't known yet.
 
     Raises:
-        OptionError: something else, an optimizer of another run, or a plateau scheduler without a metric.
+        OptionError: something else, an optimizer of another run, one scheduler twice, or a plateau scheduler without a
+            metric or against its metric's rule.
     """
+    built: Schedules
     if isinstance(given, Mapping) and given and set(given) <= set(optimizers):
-        return {name: _build_list(part, by_epoch, [optimizers[name]], metrics) for name, part in given.items()}
-    return _build_list(given, by_epoch, list(optimizers.values()), metrics)
+        built = {name: _build_list(part, by_epoch, [optimizers[name]], metrics) for name, part in given.items()}
+    else:
+        built = _build_list(given, by_epoch, list(optimizers.values()), metrics)
+    _refuse_twice(built)
+    return built
 
 
 def all_schedules(schedules: Schedules) -> list[Schedule]:
     """Every schedule, in order."""
     return schedules if isinstance(schedules, list) else [each for part in schedules.values() for each in part]
+
+
+def with_parts(scheduler: Any) -> Iterator[LRScheduler]:
+    """A scheduler, and then those that a ``SequentialLR`` or ``ChainedScheduler`` is made of."""
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield from with_parts(part)
+
+
+def _refuse_twice(schedules: Schedules) -> None:
+    seen: set[int] = set()
+    for scheduler in (part for schedule in all_schedules(schedules) for part in with_parts(schedule.scheduler)):
+        if id(scheduler) in seen:
+            raise OptionError(
+                f"param_scheduler has one {type(scheduler).__name__} twice, which would be stepped twice as often; "
+                "give it once, by itself or within another scheduler."
+            )
+        seen.add(id(scheduler))
 
 
 def _build_list(given: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str, ...] | None) -> list[Schedule]:
@@ -103,12 +128,26 @@ def _build(item: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str,
     schedule = Schedule(scheduler, _unit(config.get("by_epoch"), by_epoch), config.get("monitor"))
     if schedule.needs_metric:
         schedule.monitor = _monitor(schedule.monitor, metrics)
-    elif schedule.monitor is not None:
-        raise OptionError(
-            f"param_scheduler monitor={schedule.monitor!r}: {type(scheduler).__name__} follows no metric; "
-            "ReduceLROnPlateau does."
-        )
+        _check_mode(scheduler, schedule.monitor, config.get("rule"))
+        return schedule
+    for key in ("monitor", "rule"):
+        if config.get(key) is not None:
+            raise OptionError(
+                f"param_scheduler {key}={config[key]!r}: {type(scheduler).__name__} follows no metric; "
+                "ReduceLROnPlateau does."
+            )
     return schedule
+
+
+def _check_mode(scheduler: Any, monitor: str, rule: str | None) -> None:
+    """Refuse a plateau scheduler that would take every improvement for none."""
+    better = tell_rule(monitor, rule)
+    if better is not None and scheduler.mode != _MODES[better]:
+        more, other = ("more", "less") if better == "greater" else ("less", "greater")
+        raise OptionError(
+            f"param_scheduler ReduceLROnPlateau(mode={scheduler.mode!r}) follows {monitor!r}, of which {more} is "
+            f"better: make it with mode={_MODES[better]!r}, or give rule={other!r} beside it if that isn't so."
+        )
 
 
 def _unit(given: Any, default: bool) -> bool:

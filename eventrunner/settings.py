@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from eventrunner.data import check_loader
+from eventrunner.data import batch_count, check_loader
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
 from eventrunner.lanes import BACKENDS
 from eventrunner.optim import OptimWrapper, OptimWrapperDict, build_optim
 from eventrunner.schedule import Schedules, all_schedules, build_schedules
+from eventrunner.stepping import Planned, check_steps, unit_remarks
 from eventrunner.steps import Step, check_step, takes_optimizer
 
 __all__ = [
@@ -105,6 +106,8 @@ class Training:
     schedules: Schedules
     updates_itself: bool
     """Whether the step takes the optimizer and updates the weights."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """What may well be a mistake, each with the argument that it is about."""
 
     @classmethod
     def parse(cls, model: nn.Module, validation: Evaluator | None, given: Mapping[str, Any]) -> Training | None:
@@ -135,7 +138,10 @@ class Training:
                 "param_scheduler ReduceLROnPlateau follows a metric of the validation: give val_dataloader and "
                 "val_evaluator."
             )
-        return cls(given["train_dataloader"], settings, optim, schedules, updates_itself)
+        planned = Planned.of(settings.by_epoch, settings.maximum, batch_count(given["train_dataloader"]))
+        check_steps(schedules, planned)
+        remarks = tuple(("param_scheduler", remark) for remark in unit_remarks(schedules, planned))
+        return cls(given["train_dataloader"], settings, optim, schedules, updates_itself, remarks)
 
 
 def check_evaluation(mode: str, model: nn.Module, dataloader: Any, metrics: Any, step: Step | None) -> Evaluator | None:

@@ -142,7 +142,7 @@ def test_a_metric_that_only_a_validation_shows_to_be_missing_is_an_error(make_ru
     """The message has the names that there are."""
     model = linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    plateau = {"scheduler": lr_scheduler.ReduceLROnPlateau(optimizer), "monitor": "f1/micro"}
+    plateau = {"scheduler": lr_scheduler.ReduceLROnPlateau(optimizer, mode="max"), "monitor": "f1/micro"}
     scores = Given({"macro": 1.0, "weighted": 2.0})
     options = {"model": model, "optimizer": optimizer, "param_scheduler": plateau, "val_evaluator": {"f1": scores}}
     runner = make_runner(val=True, **options)

@@ -73,15 +73,18 @@ def test_a_schedule_under_another_optimizers_name_is_refused() -> None:
         build_schedules({"a": StepLR(optimizers["b"], 1)}, True, optimizers, None)
 
 
-PLATEAU = ReduceLROnPlateau(OPTIMIZER)
+PLATEAU, RISING = ReduceLROnPlateau(OPTIMIZER), ReduceLROnPlateau(OPTIMIZER, mode="max")
 
 
 @pytest.mark.parametrize(
     ("given", "metrics", "monitor"),
     [
         (PLATEAU, ("loss",), "loss"),
-        ({"scheduler": PLATEAU, "monitor": "accuracy"}, ("loss", "accuracy"), "accuracy"),
-        ({"scheduler": PLATEAU, "monitor": "val/accuracy"}, ("loss", "accuracy"), "accuracy"),
+        (RISING, ("accuracy",), "accuracy"),
+        ({"scheduler": RISING, "monitor": "accuracy"}, ("loss", "accuracy"), "accuracy"),
+        ({"scheduler": RISING, "monitor": "val/accuracy"}, ("loss", "accuracy"), "accuracy"),
+        ({"scheduler": PLATEAU, "monitor": "score", "rule": "less"}, ("score",), "score"),
+        ({"scheduler": RISING, "monitor": "anything"}, None, "anything"),
         ({"scheduler": PLATEAU, "monitor": "anything"}, None, "anything"),
     ],
 )
@@ -111,7 +114,7 @@ def test_a_schedule_steps_and_has_the_schedulers_state() -> None:
     assert twin.scheduler.last_epoch == 1
 
 
-KEYS = "scheduler, by_epoch, monitor, or lists by the names of several optimizers"
+KEYS = "scheduler, by_epoch, monitor, rule, or lists by the names of several optimizers"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,24 @@ KEYS = "scheduler, by_epoch, monitor, or lists by the names of several optimizer
             "param_scheduler monitor='loss': StepLR follows no metric; ReduceLROnPlateau does.",
         ),
         (
+            {"scheduler": STEP, "rule": "less"},
+            "param_scheduler rule='less': StepLR follows no metric; ReduceLROnPlateau does.",
+        ),
+        (
+            {"scheduler": PLATEAU, "monitor": "loss", "rule": "lower"},
+            "rule='lower' for 'loss' must be 'greater' or 'less'.",
+        ),
+        (
+            [STEP, STEP],
+            "param_scheduler has one StepLR twice, which would be stepped twice as often; give it once, by itself or "
+            "within another scheduler.",
+        ),
+        (
+            [DECAY, ChainedScheduler([ConstantLR(OPTIMIZER), DECAY])],
+            "param_scheduler has one ExponentialLR twice, which would be stepped twice as often; give it once, by "
+            "itself or within another scheduler.",
+        ),
+        (
             PLATEAU,
             "param_scheduler ReduceLROnPlateau follows a metric: pass dict(scheduler=…, monitor=NAME) with one of "
             "loss, accuracy.",
@@ -149,6 +170,37 @@ def test_what_is_no_schedule_is_refused(given: Any, said: str) -> None:
     """Misspelt keys, other things, and metrics that there aren't."""
     with pytest.raises(OptionError) as caught:
         build_schedules(given, True, {"": OPTIMIZER}, ("loss", "accuracy"))
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "metric", "said"),
+    [
+        (
+            PLATEAU,
+            "accuracy",
+            "param_scheduler ReduceLROnPlateau(mode='min') follows 'accuracy', of which more is better: make it with "
+            "mode='max', or give rule='less' beside it if that isn't so.",
+        ),
+        (
+            {"scheduler": RISING, "monitor": "val/mse"},
+            "mse",
+            "param_scheduler ReduceLROnPlateau(mode='max') follows 'mse', of which less is better: make it with "
+            "mode='min', or give rule='greater' beside it if that isn't so.",
+        ),
+        (
+            {"scheduler": RISING, "rule": "less"},
+            "anything",
+            "param_scheduler ReduceLROnPlateau(mode='max') follows 'anything', of which less is better: make it with "
+            "mode='min', or give rule='greater' beside it if that isn't so.",
+        ),
+    ],
+    ids=str,
+)
+def test_a_plateau_against_its_metric_is_refused(given: Any, metric: str, said: str) -> None:
+    """It would lower the rate while the metric gets better; torch's own default is mode='min'."""
+    with pytest.raises(OptionError) as caught:
+        build_schedules(given, True, {"": OPTIMIZER}, (metric,))
     assert str(caught.value) == said
 
 
