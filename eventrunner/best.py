@@ -30,6 +30,7 @@ class BestScores:
         self.best: dict[str, tuple[float, str]] = {}
         """Score and checkpoint's name, by metric."""
         self._rules = self._checked_rules(name_list("rule", rule))
+        self._given = self.keys, dict(self._rules)
 
     def check(self, names: tuple[str, ...] | None) -> None:
         """Refuse keys that the evaluator doesn't report, where its *names* are known, and keys without a rule."""
@@ -37,6 +38,11 @@ class BestScores:
             if key != "auto":
                 check_monitor(f"CheckpointHook(save_best={key!r})", key, names)
                 self._rule(key)
+
+    def forget(self) -> None:
+        """Begin as if nothing had been reported yet; ``'auto'`` is open again."""
+        keys, rules = self._given
+        self.keys, self._rules, self.best = keys, dict(rules), {}
 
     def _rule(self, key: str) -> str:
         return self._rules[key] or infer_rule(key, None, self.greater_keys, self.less_keys)

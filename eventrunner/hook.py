@@ -84,9 +84,10 @@ class Hook:
     """Base of hooks: override the methods of the sites that concern you.
 
     ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them, and so does ``mutates``: what they
-    write to, as in ``Site.connect``. A hook that has a ``state_dict``
-    and a ``load_state_dict`` is saved with every checkpoint and restored on resume. An override may name fewer
-    arguments than its site has; it gets those that it names.
+    write to, as in ``Site.connect``. A hook that has a ``state_dict`` and a ``load_state_dict`` is saved with every
+    checkpoint and restored on resume. Registered with another Runner that trains, it is put back into the state in
+    which it was first registered; what is set after that holds. An override may name fewer arguments than its site
+    has; it gets those that it names.
     """
 
     priority: int | str | Priority = "NORMAL"
@@ -96,6 +97,12 @@ class Hook:
 
     def check_run(self, runner: Runner) -> None:
         """No site: called when the hook is registered, before it is connected; raise where the run doesn't suit it."""
+
+    def forget_run(self) -> None:
+        """No site: called before the hook begins in another training Runner than its last; forget what was of that one.
+
+        What its ``state_dict`` tells is put back by itself, as it was when the hook was first registered.
+        """
 
     def own_tensors(self) -> Iterable[Tensor]:
         """No site: tensors of the hook's state that only its own receivers change, which say so with ``mutates``.

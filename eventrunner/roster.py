@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.errors import HookError, OptionError, did_you_mean, listed
@@ -10,18 +13,30 @@ from eventrunner.hook import Hook, HookHandle, connect_hook
 from eventrunner.hooks import DEFAULT_HOOKS
 from eventrunner.priority import Priority, get_priority
 from eventrunner.registry import HOOKS
+from eventrunner.state import Stateful
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
 __all__ = ["Roster"]
 
+_numbers = itertools.count()
+_ORIGIN = "_eventrunner_origin"  # the attribute of a hook that has its _Origin
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The training run that a hook was in last, by its number, and the state that it had before the first one."""
+
+    run: int
+    state: Any
+
 
 class Roster:
     """The hooks of *runner*, which are its bus's receivers as long as they are on it."""
 
     def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+        self._runner, self._number = runner, next(_numbers)
         self._handles: list[HookHandle] = []
 
     def hooks(self) -> list[Hook]:
@@ -39,6 +54,7 @@ class Roster:
         if not isinstance(hook, Hook):
             raise HookError(f"registering {hook!r}: a hook is an instance of Hook or a dict with its type and options.")
         number = get_priority(hook.priority if priority is None else priority)
+        self._take(hook)
         hook.check_run(self._runner)
         handle = connect_hook(self._runner.bus, hook, self._runner, number)
         if priority is not None:
@@ -46,6 +62,27 @@ class Roster:
         self._handles = [known for known in self._handles if known.hook is not hook]
         self._handles.append(handle)
         return handle
+
+    def begin(self) -> None:
+        """Have the hooks that another run was given, and has used since, begin afresh in this one."""
+        for hook in self.hooks():
+            self._take(hook)
+
+    def _take(self, hook: Hook) -> None:
+        """Put a hook that was in another training last into the state in which it was first registered.
+
+        A Runner that only evaluates leaves it as it is: it may be there for what it has gathered, as an average.
+        """
+        if self._runner.train_loop is None:
+            return
+        origin: _Origin | None = vars(hook).get(_ORIGIN)
+        if origin is None:
+            origin = _Origin(self._number, _state_of(hook))
+        elif origin.run != self._number:
+            hook.forget_run()
+            if origin.state is not None and isinstance(hook, Stateful):
+                hook.load_state_dict(copy.deepcopy(origin.state))
+        vars(hook)[_ORIGIN] = replace(origin, run=self._number)
 
     def add_defaults(self, hooks: Any) -> None:
         """The six default hooks, with *hooks* in place of those that it names."""
@@ -73,6 +110,14 @@ class Roster:
             for handle in self._handles[before:]:
                 handle.remove()
             raise
+
+
+def _state_of(hook: Hook) -> Any:
+    """A copy of what a hook has to say of itself before a run; None where that is nothing yet."""
+    try:
+        return copy.deepcopy(hook.state_dict()) if isinstance(hook, Stateful) else None
+    except Exception:  # noqa: BLE001  # its state is made in a run
+        return None
 
 
 def _chosen(name: str, hook: Any) -> Any:

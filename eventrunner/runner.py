@@ -181,7 +181,7 @@ class Runner:
         self.saver: Saver | None = None
         self.scalars: Mapping[str, float] = {}
         self.checkpoint_folder: Path | None = None
-        self._roster = Roster(self)
+        self.roster = Roster(self)
 
     def _init_randomness(self, randomness: Randomness) -> None:
         self.seed, self.deterministic = randomness.seed, randomness.deterministic
@@ -286,7 +286,7 @@ class Runner:
     @property
     def hooks(self) -> list[Hook]:
         """The registered hooks in order of priority, then of registration."""
-        return self._roster.hooks()
+        return self.roster.hooks()
 
     # Receivers
 
@@ -308,21 +308,21 @@ class Runner:
             HookError: neither a hook nor a dict, or a method that no site calls.
             OptionError: a type or option that there isn't, or a value that can't be.
         """
-        return self._roster.add(hook, priority)
+        return self.roster.add(hook, priority)
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Register the six default hooks with *hooks* in place of those it names."""
-        self._roster.add_defaults(hooks)
+        self.roster.add_defaults(hooks)
 
     def register_custom_hooks(self, hooks: Sequence[Any]) -> None:
         """Register *hooks* in order."""
-        self._roster.add_custom(hooks)
+        self.roster.add_custom(hooks)
 
     def register_hooks(
         self, default_hooks: Mapping[str, Any] | None = None, custom_hooks: Sequence[Any] | None = None
     ) -> None:
         """Register the default hooks, then the custom ones; where one is refused, none stays."""
-        self._roster.add_all(default_hooks, custom_hooks)
+        self.roster.add_all(default_hooks, custom_hooks)
 
     def get_hooks_info(self) -> str:
         """The receivers of this run by site, in the order in which they run."""

@@ -168,6 +168,7 @@ def _enter(runner: Runner, mode: str) -> None:
     runner.deferred.clear()
     runner.ledger.reset()
     vars(runner).pop("_facts", None)
+    runner.roster.begin()
     if runner.train_loop is not None:
         runner.train_loop.stop_training = False
 

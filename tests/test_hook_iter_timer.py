@@ -10,6 +10,7 @@ import pytest
 from conftest import MakeRunner
 from tiny import QUIET, MeanSquaredError, batches, train_step, val_step
 
+from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.runner import Runner
 
@@ -44,6 +45,19 @@ def slowly(step: Callable[..., Any]) -> Callable[..., Any]:
         return step(model, batch)
 
     return slow
+
+
+@pytest.mark.parametrize("mode", ["val", "test"])
+@pytest.mark.parametrize("name", ["time", "data_time"])
+def test_a_metric_that_is_called_like_a_time_is_refused(make_runner: MakeRunner, mode: str, name: str) -> None:
+    """When the Runner is made: both would be kept as one series."""
+    given = {f"{mode}_dataloader": batches(1), f"{mode}_evaluator": {name: MeanSquaredError()}, "val_step": val_step}
+    with pytest.raises(OptionError) as caught:
+        make_runner(**given)
+    assert str(caught.value) == (
+        f"{mode}_evaluator has a metric {name!r}, but the run itself logs '{mode}/{name}', and would mix the two; give "
+        "it another name."
+    )
 
 
 def test_data_time_is_the_wait_for_the_batch(make_runner: MakeRunner) -> None:

@@ -9,13 +9,89 @@ import numpy
 import pytest
 import torch
 from conftest import MakeRunner
-from tiny import QUIET, batches, linear, train_step
+from tiny import QUIET, batches, linear, rows, train_step
 from torch import nn
 
+from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
 from eventrunner.version import __version__
+
+
+def mixing(*names: str) -> Any:
+    """A train_step that returns something under these names, too."""
+    return lambda model, batch: {**train_step(model, batch), **dict.fromkeys(names, 7.0)}
+
+
+def two_groups(model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer with a rate for each of two parameters."""
+    return torch.optim.SGD([{"params": [parameter]} for parameter in model.parameters()], lr=0.1)
+
+
+def clipped(model: nn.Module) -> OptimWrapper:
+    """A wrapper that knows the gradients' norm."""
+    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), clip_grad={"max_norm": 1.0})
+
+
+def both(model: nn.Module, batch: Any, optim_wrapper: Any) -> dict[str, Any]:
+    """A step of two optimizers that logs what they do."""
+    for wrapper in optim_wrapper.values():
+        wrapper.update_params(train_step(model, batch)["loss"])
+    return {"loss": 1.0, "gen.lr": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [
+        ("time", None),
+        ("data_time", None),
+        ("lr", None),
+        ("lr", two_groups),
+        ("lr/0", two_groups),
+        ("lr/1", two_groups),
+        ("grad_norm", clipped),
+    ],
+)
+def test_a_name_of_the_runs_own_is_refused_at_the_first_batch(make_runner: MakeRunner, name: str, optim: Any) -> None:
+    """Two values an iteration in one series are right for neither."""
+    model = linear()
+    options = {} if optim is None else {"optim_wrapper": optim(model)}
+    runner = make_runner(default_hooks=QUIET, model=model, train_step=mixing(name), **options)
+    with pytest.raises(OptionError) as caught:
+        runner.train()
+    assert str(caught.value) == (
+        f"train_step returned {name!r}, but the run itself logs 'train/{name}', and would mix the two; give it another "
+        "name."
+    )
+    assert runner.iter == 0
+
+
+def test_the_rate_of_one_of_several_optimizers_is_refused_too(make_runner: MakeRunner) -> None:
+    """It is logged under the optimizer's name."""
+    model = linear()
+    optimizers = {"gen": torch.optim.SGD([model.weight], lr=0.1), "critic": torch.optim.SGD([model.bias], lr=0.1)}
+    runner = make_runner(default_hooks=QUIET, model=model, optim_wrapper=optimizers, train_step=both)
+    with pytest.raises(OptionError, match=r"^train_step returned 'gen\.lr', but the run itself logs 'train/gen\.lr'"):
+        runner.train()
+
+
+def test_names_that_only_sound_like_the_runs_own_are_kept(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """What the run counts isn't in the same place, and a norm that it doesn't keep is the step's."""
+    names = ("epoch", "iter", "step", "eta", "momentum", "grad_norm", "lr/1", "lr_scale", "times")
+    runner = make_runner(train_step=mixing(*names), default_hooks={"logger": {"interval": 1}})
+    runner.train()
+    for name in names:
+        assert list(runner.message_hub.get_scalar(f"train/{name}").data[0]) == [7.0] * 4
+    row = rows(tmp_path / "run")[-1]
+    assert (row["step"], row["epoch"], row["train/step"], row["train/epoch"]) == (4, 2, 7.0, 7.0)
+
+
+def test_without_the_timer_the_times_are_the_steps(make_runner: MakeRunner) -> None:
+    """Then nobody else keeps them."""
+    runner = make_runner(train_step=mixing("time", "data_time"), default_hooks={**QUIET, "timer": None})
+    runner.train()
+    assert list(runner.message_hub.get_scalar("train/time").data[0]) == [7.0] * 4
 
 
 class Looks(Hook):

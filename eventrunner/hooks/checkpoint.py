@@ -124,6 +124,7 @@ class CheckpointHook(Hook):
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
+        self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
         self._prepared = False
         self._planned: int | None = None  # iterations
 
@@ -139,14 +140,22 @@ class CheckpointHook(Hook):
                 "CheckpointHook(by_epoch=False) in a training by epochs: say how many iterations with interval=."
             )
         if self.by_epoch is None:
-            self.by_epoch = loop.by_epoch
+            self.by_epoch = self._derived["by_epoch"] = loop.by_epoch
         if self.interval is None:
-            self.interval = 1 if self.by_epoch else loop.val_interval
+            self.interval = self._derived["interval"] = 1 if self.by_epoch else loop.val_interval
         if self.best.keys and runner.val_evaluator is None:
             raise OptionError(
                 f"CheckpointHook(save_best={self.best.keys[0]!r}) needs a val_dataloader and a val_evaluator."
             )
         self.best.check(None if runner.val_evaluator is None else runner.val_evaluator.names())
+
+    def forget_run(self) -> None:
+        """Leave to the next run what wasn't given and followed from the last."""
+        derived, self._derived = self._derived, {}
+        for name, value in derived.items():
+            if getattr(self, name) == value:  # else it was set since
+                setattr(self, name, None)
+        self.best.forget()
 
     def before_run(self, runner: Runner) -> None:
         """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""

@@ -74,6 +74,10 @@ class EarlyStoppingHook(Hook):
         if runner.train_loop is not None and runner.val_loop is None:
             raise OptionError(f"{attempt} needs validations: give the Runner val_dataloader and val_evaluator.")
 
+    def forget_run(self) -> None:
+        """Warn anew."""
+        self._warned = False
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Judge the score; a validation by ``val()`` is no part of a training and doesn't count."""
         if runner.mode != "train":

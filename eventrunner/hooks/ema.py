@@ -94,6 +94,11 @@ class EMAHook(Hook):
                     f"{', as by iterations all of it is one epoch; give begin_iter.' if by_iter else '.'}"
                 )
 
+    def forget_run(self) -> None:
+        """Begin with another average, though it be of the same model."""
+        self.src_model = self.ema_model = None
+        self._swapped = False
+
     def before_run(self, runner: Runner) -> None:
         """Make the average, unless there is one of this model."""
         if self.src_model is not runner.model:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.errors import OptionError
 from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
@@ -15,7 +16,10 @@ from eventrunner.state import Progress
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
-__all__ = ["IterTimerHook"]
+__all__ = ["TIMES", "IterTimerHook"]
+
+TIMES = ("time", "data_time")
+"""What it records of each mode."""
 
 
 @HOOKS.register_module()
@@ -37,6 +41,16 @@ class IterTimerHook(Hook):
         self._took: dict[str, Callable[[float], None]] = {}
         self._progress = Progress()
         self._planned: int | None = None  # iterations, asked for once an epoch: a loader may reckon its length anew
+
+    def check_run(self, runner: Runner) -> None:
+        """Refuse metrics that are called like the times; called when the hook is registered."""
+        for mode, evaluator in (("val", runner.val_evaluator), ("test", runner.test_evaluator)):
+            for name in TIMES:
+                if evaluator is not None and name in (evaluator.names() or ()):
+                    raise OptionError(
+                        f"{mode}_evaluator has a metric {name!r}, but the run itself logs '{mode}/{name}', and would "
+                        "mix the two; give it another name."
+                    )
 
     def before_run(self, runner: Runner) -> None:
         """Forget the histories of another run."""

@@ -118,6 +118,12 @@ class LoggerHook(Hook):
         self._epoch_start = 0
         self._began = self._epoch_began = time.perf_counter()
 
+    def forget_run(self) -> None:
+        """Introduce another run, and write its rows, whatever was written of the last."""
+        self._introduced, self._last_row = False, -1
+        self._line, self._widths = {}, {}
+        self._held.clear()
+
     def before_run(self, runner: Runner) -> None:
         """Introduce the run, once, and open the file."""
         self._began, self._failure = time.perf_counter(), None

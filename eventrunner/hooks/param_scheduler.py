@@ -29,6 +29,10 @@ class ParamSchedulerHook(Hook):
     def __init__(self) -> None:
         self._stepped: set[int] = set()  # ids of the schedulers that have been stepped
 
+    def forget_run(self) -> None:
+        """Know no scheduler: another may have the id of one that is gone."""
+        self._stepped = set()
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Step those that count iterations."""
         schedules = runner.param_schedulers

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from eventrunner.errors import OptionError
 from eventrunner.history import SETTLE_EVERY, HistoryBuffer, Scalar, scalar_of
 from eventrunner.hook import Hook
+from eventrunner.hooks.iter_timer import TIMES, IterTimerHook
 from eventrunner.registry import HOOKS
 from eventrunner.version import __version__
 
@@ -25,9 +27,9 @@ class RuntimeInfoHook(Hook):
 
     Infos: ``epoch, iter, max_epochs, max_iters, loop_stage, seed, experiment_name, eventrunner_version``. Scalars:
     ``train/lr`` (``train/lr/0`` … where there are several groups) as it is used in the iteration, ``train/grad_norm``
-    where gradients are clipped, every one-element entry of train_step's dict as ``train/<key>``, and
-    ``val/<metric>``, ``test/<metric>``. Tensors on a device are kept and read only when somebody looks: no transfer
-    from it at a quiet iteration.
+    where gradients are clipped, every one-element entry of train_step's dict as ``train/<key>`` (one that has the key
+    of a rate, a norm or a time is refused), and ``val/<metric>``, ``test/<metric>``. Tensors on a device are kept and
+    read only when somebody looks: no transfer from it at a quiet iteration.
     """
 
     priority = "VERY_HIGH"
@@ -108,9 +110,23 @@ class RuntimeInfoHook(Hook):
                 self._norms.append((wrapper, f"{prefix}grad_norm"))
 
     def _begin_output(self, runner: Runner, name: str) -> tuple[_Keep, Callable[[Scalar], None]]:
-        history = self._history(runner, f"train/{name}")
+        key = f"train/{name}"
+        if self._is_own(runner, key):
+            raise OptionError(
+                f"train_step returned {name!r}, but the run itself logs {key!r}, and would mix the two; give it "
+                "another name."
+            )
+        history = self._history(runner, key)
         self._outputs[name] = history.append, history.update
         return self._outputs[name]
+
+    def _is_own(self, runner: Runner, key: str) -> bool:
+        """Whether it is the key of a rate, a norm or a time that this run keeps."""
+        rates = [rate for _, rate, _ in self._rates]
+        parts = {f"{rate}/{index}" for wrapper, rate, _ in self._rates for index in range(len(wrapper.param_groups))}
+        timed = any(isinstance(hook, IterTimerHook) for hook in runner.hooks)
+        times = [f"train/{name}" for name in TIMES] if timed else []
+        return key in {*rates, *parts, *times, *(norm for _, norm in self._norms)}
 
     def _history(self, runner: Runner, key: str) -> HistoryBuffer:
         self._histories.append(runner.message_hub.history(key))
