@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from eventrunner.lanes import Task
 from eventrunner.signature import Receiver, Wants, is_async, label, read_wants, where
 from eventrunner.sites import Unit
 
-__all__ = ["Connection", "Key", "Table", "annotate", "check_wanted", "connection_of", "noted"]
+__all__ = ["Connection", "Key", "Table", "annotate", "check_wanted", "connection_of"]
 
 Key = tuple[Hashable, Hashable]
 """The identities of a receiver and of a sender."""
@@ -83,27 +83,6 @@ class Connection:
 
     def _wants(self, function: Receiver | None, payload: tuple[str, ...]) -> Wants:
         return _NOTHING if function is None else read_wants(function, self.site, payload)
-
-    def call(
-        self, sender: Any, payload: dict[str, Any], wrapper: Callable[[Receiver], Receiver] | None = None
-    ) -> tuple[Receiver, Any] | None:
-        """Make one call, the uncompiled way: the receiver and its result, or None where it wasn't called."""
-        receiver = self.receiver
-        if receiver is None or not self._lets_pass(sender, payload):
-            return None
-        args, kwargs = self.read(payload)[0].arguments(sender, payload)
-        return receiver, (wrapper(receiver) if wrapper is not None else receiver)(*args, **kwargs)
-
-    def _lets_pass(self, sender: Any, payload: dict[str, Any]) -> bool:
-        if self.filter is not None and not self.filter.passes(sender):
-            return False
-        if self.options.when is not None:
-            args, kwargs = self.read(payload)[1].arguments(sender, payload)
-            if not self.options.when(*args, **kwargs):
-                return False
-        if self.filter is not None:
-            self.filter.fired(sender)
-        return True
 
 
 def connection_of(
@@ -207,6 +186,10 @@ class Table:
         """Whether anything is connected to just this sender."""
         return sender_id in self._by_sender
 
+    def senders(self) -> list[Hashable]:
+        """The identities of the senders that something is connected to, anybody's left out."""
+        return [sender_id for sender_id in self._by_sender.copy() if sender_id != self.anybody]
+
     def reaches(self, sender_id: Hashable) -> bool:
         """Whether an emission by this sender would reach a receiver."""
         return self.anybody in self._by_sender or sender_id in self._by_sender
@@ -244,16 +227,6 @@ def annotate(error: BaseException, connection: Connection, sender: Any) -> None:
         note = f"raised by receiver {connection.name} ({connection.location}) at {connection.site!r}{progress}"
         if getattr(error, "__notes__", [])[-1:] != [note]:  # a receiver in an endless recursion says it once
             error.add_note(note)
-
-
-@contextlib.contextmanager
-def noted(connection: Connection, sender: Any) -> Iterator[None]:
-    """Annotate what is raised within the block."""
-    try:
-        yield
-    except BaseException as error:
-        annotate(error, connection, sender)
-        raise
 
 
 def check_wanted(connection: Connection, given: Collection[str]) -> None:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable, Generator, Hashable, Iterable
+from types import FunctionType
 from typing import Any, TypeVar, get_args
 
 import blinker
@@ -18,11 +19,11 @@ from blinker._utilities import make_id as identity
 from blinker._utilities import make_ref
 from blinker.base import ANY, ANY_ID
 
-from eventrunner.connection import Connection, Key, Table, connection_of, noted
+from eventrunner.connection import Connection, Key, Table, connection_of
 from eventrunner.errors import HookError, OptionError, did_you_mean, listed
 from eventrunner.filters import parse_options
 from eventrunner.offload import Context
-from eventrunner.plan import Emissions, Emitters, checked_payload
+from eventrunner.plan import EMIT, EMIT_ALL, SEND, SEND_ASYNC, Emissions, Emit, Emitters, Mode, checked_payload
 from eventrunner.priority import Priority
 from eventrunner.signature import Receiver, where
 from eventrunner.signature import label as label_of
@@ -68,7 +69,7 @@ class Site(blinker.Signal):
         self._context = Context(ANY_ID, identity) if context is None else context
         self._table = Table(ANY_ID, self._context.barrier_changed)
         names = None if payload is None else checked_payload(name, payload)
-        self._emissions = Emissions(name, names, self._table, self._context)
+        self._emissions = Emissions(name, names, self._table, self._context, identity)
         self._context.add(name, self._table, self._emissions.changed)
         self._set_muted, self._mutes = False, 0
         self._prune_at = _PRUNED
@@ -237,7 +238,7 @@ class Site(blinker.Signal):
         Raises:
             SignatureError: the payload has a name that the site doesn't declare, or lacks one that a receiver needs.
         """
-        self._emissions.plan(identity(sender), tuple(payload))(sender, **payload)
+        self._entry(EMIT)(sender, **payload)
 
     def emit_all(self, sender: Any = None, /, **payload: Any) -> list[BaseException]:
         """Call every receiver, those after a failing one too, and return what they raised.
@@ -247,38 +248,8 @@ class Site(blinker.Signal):
         Raises:
             SignatureError: as in :meth:`emit`, before any receiver is called.
         """
-        errors: list[BaseException] = []
-        connections = self._emissions.due(identity(sender), payload)
-        for lane in self._context.barriers_at(self.name, identity(sender)):
-            try:
-                self._context.wait(sender, lane, self.name)
-            except BaseException as error:  # noqa: BLE001  # as below
-                errors.append(error)
-        for connection in connections:
-            try:
-                self._call(connection, sender, payload)
-            except BaseException as error:  # noqa: BLE001  # handed to the caller, KeyboardInterrupt included
-                errors.append(error)
+        errors: list[BaseException] = self._entry(EMIT_ALL)(sender, **payload)
         return errors
-
-    def _ready(self, sender: Any, payload: dict[str, Any]) -> list[Connection]:
-        """What an emission reaches, once the lanes that it waits for are done and nothing is being copied."""
-        connections = self._emissions.due(identity(sender), payload)
-        for lane in self._context.barriers_at(self.name, identity(sender)):
-            self._context.wait(sender, lane, self.name)
-        self._context.settle()
-        return connections
-
-    def _call(self, connection: Connection, sender: Any, payload: dict[str, Any]) -> None:
-        """Make one call of an emission, or put it into its lane."""
-        with noted(connection, sender):
-            if connection.task is not None:
-                offload = self._context.offloader(connection)
-                connection.call(sender, payload, lambda receiver: functools.partial(offload, sender))
-                return
-            if connection.options.may_write:
-                self._context.settle()
-            connection.call(sender, payload)
 
     def send(self, sender: Any = None, /, *, _async_wrapper: Any = None, **payload: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers in order and return ``(receiver, result)`` pairs, as blinker does.
@@ -287,29 +258,27 @@ class Site(blinker.Signal):
             SignatureError: as in :meth:`emit`, before any receiver is called.
             RuntimeError: a receiver is an ``async def`` and no ``_async_wrapper`` was given (blinker's contract).
         """
-        results = []
-        for connection in self._ready(sender, payload):
-            if connection.awaits and _async_wrapper is None:
-                raise RuntimeError("Cannot send to a coroutine function.")
-            with noted(connection, sender):
-                called = connection.call(sender, payload, _async_wrapper if connection.awaits else None)
-            if called is not None:
-                results.append(called)
+        results: list[tuple[Receiver, Any]] = self._entry(SEND)(sender, _async_wrapper=_async_wrapper, **payload)
         return results
 
     async def send_async(
         self, sender: Any = None, /, *, _sync_wrapper: Any = None, **payload: Any
     ) -> list[tuple[Receiver, Any]]:
         """Await the receivers one after another, in order; plain ones through ``_sync_wrapper``."""
-        results = []
-        for connection in self._ready(sender, payload):
-            if not connection.awaits and _sync_wrapper is None:
-                raise RuntimeError("Cannot send to a non-coroutine function.")
-            with noted(connection, sender):
-                called = connection.call(sender, payload, None if connection.awaits else _sync_wrapper)
-                if called is not None:
-                    results.append((called[0], await called[1]))
+        results: list[tuple[Receiver, Any]] = await self._entry(SEND_ASYNC)(
+            sender, _sync_wrapper=_sync_wrapper, **payload
+        )
         return results
+
+    def _entry(self, mode: Mode) -> Emit:
+        """Compile one of the methods above for this very site, in whose place it is called from now on."""
+        entry = self._emissions.entry(mode)
+        if getattr(type(self), mode.name) is getattr(Site, mode.name):  # a subclass may do more in its own
+            self.__dict__[mode.name] = entry
+        return entry
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not isinstance(value, FunctionType)}  # as there
 
     @property
     def is_muted(self) -> bool:
@@ -352,6 +321,8 @@ class Site(blinker.Signal):
         sender_id = ANY_ID if sender is ANY else identity(sender)
         if sender is not ANY and sender_id == ANY_ID:
             raise OptionError(f"connecting to {self.name!r} with sender={sender!r}: blinker can't tell 0 from anybody.")
+        if sender is not ANY and sender_id != id(sender):
+            self._emissions.by_id = False
         return identity(receiver), sender_id
 
     def _reference(self, receiver: Receiver) -> weakref.ref[Receiver]:

@@ -84,6 +84,7 @@ class Context:
     Attributes:
         guards: Called before an inline receiver that may write to what is being copied; they wait for the copy.
         changes: Within it, connections are changed.
+        has_barriers: Whether any lane is, or was, waited for at some site.
     """
 
     def __init__(self, anybody: Hashable, identity: Callable[[Any], Hashable]) -> None:
@@ -92,7 +93,7 @@ class Context:
         self._anybody, self._identity = anybody, identity
         self._sites: dict[str, tuple[Table, Callable[[], None]]] = {}
         self._lanes: dict[Hashable, Lanes] = {}
-        self._has_barriers = False
+        self.has_barriers = False
 
     def draft(self) -> Context:
         """One that knows the same sites, and of which they know nothing."""
@@ -106,7 +107,7 @@ class Context:
 
     def barrier_changed(self, site: str) -> None:
         """A lane is now waited for at *site*, or no longer."""
-        self._has_barriers = True
+        self.has_barriers = True
         if site in self._sites:
             self._sites[site][1]()
 
@@ -132,7 +133,7 @@ class Context:
 
     def barriers_at(self, site: str, sender_id: Hashable) -> list[str]:
         """The lanes that are to be done before *sender* passes *site*."""
-        if not self._has_barriers:  # it is asked at each connection
+        if not self.has_barriers:  # it is asked at each connection
             return []
         sites = tuple(self._sites.values())
         reached = (connection for table, _ in sites for connection in table.reached_by(sender_id))

@@ -1,8 +1,9 @@
 """Plans: the ordered calls of one site for one sender, compiled to a function.
 
 The generated function has the payload as named parameters and one line per receiver, so an emission costs its calls
-and nothing else: no loop, no unpacking, no lookup. Which receiver failed is read off the traceback's line number, so
-that nothing is written down while all goes well.
+and nothing else: no loop, no unpacking, no lookup. All ways to emit are compiled here, from the same lines: who is due,
+who waits for a copy, and what is offloaded is decided once. Which receiver failed is read off the traceback's line
+number, so that nothing is written down while all goes well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import keyword
 import time
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,51 @@ from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, di
 from eventrunner.ledger import LAPS, Ledger
 from eventrunner.offload import Context
 
-__all__ = ["Emissions", "Emit", "Emitters", "Plan", "PlanRow", "checked_payload", "compile_plan"]
+__all__ = [
+    "EMIT",
+    "EMIT_ALL",
+    "SEND",
+    "SEND_ASYNC",
+    "Emissions",
+    "Emit",
+    "Emitters",
+    "Mode",
+    "Plan",
+    "PlanRow",
+    "checked_payload",
+    "compile_plan",
+]
 
-Emit = Callable[..., None]
+Emit = Callable[..., Any]
 
 _SENDER = "sender_"
+_MISSING = object()  # in the place of what an emission doesn't carry
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to emit.
+
+    Attributes:
+        name: The method of a ``Site``.
+        collects: The list that is made and returned: of results, of errors, or none.
+        wrapper: The argument that turns a receiver of the other kind, plain or ``async def``, into one that can be
+            called; empty where there is no such argument.
+    """
+
+    name: str
+    collects: str = ""
+    wrapper: str = ""
+
+    @property
+    def extra(self) -> str:
+        """What a plan's function takes behind the sender."""
+        return ", wrapper_" if self.wrapper else ""
+
+
+EMIT, EMIT_ALL = Mode("emit"), Mode("emit_all", "errors_")
+SEND, SEND_ASYNC = Mode("send", "results_", "_async_wrapper"), Mode("send_async", "results_", "_sync_wrapper")
+_RESERVED = ("runner", "sender", SEND.wrapper, SEND_ASYNC.wrapper)
 
 
 def compile_plan(
@@ -33,18 +74,21 @@ def compile_plan(
     context: Context,
     barriers: Sequence[str] = (),
     ledger: Ledger | None = None,
-) -> Callable[..., None]:
+    mode: Mode = EMIT,
+) -> Emit:
     """Build ``emit(sender, <given>)`` that waits for the lanes *barriers* and then calls *connections* in order.
 
-    With a *ledger*, the time of each inline call is added to its account there.
+    With a *ledger*, the time of each inline call is added to its account there. In the modes that have a wrapper it
+    comes behind the sender.
 
     Raises:
         SignatureError: a receiver can't do without something that is not *given*.
     """
     namespace: dict[str, Any] = {"guards_": context.guards, "settle_": context.settle, "wait_": context.wait}
-    source = _Source(namespace, given, context, timed=ledger is not None)
+    namespace["refuse_"] = _refuse_kind
+    source = _Source(namespace, given, context, mode, timed=ledger is not None)
     for lane in barriers:
-        source.lines.append(f"wait_({_SENDER}, {lane!r}, {site!r})")
+        source.attempt([f"wait_({_SENDER}, {lane!r}, {site!r})"])
     for index, connection in enumerate(connections):
         check_wanted(connection, given)
         source.add(index, connection)
@@ -52,9 +96,11 @@ def compile_plan(
     if laps is not None and source.inline:
         namespace.update(clock_=time.perf_counter, taken_=laps.taken, take_=laps.taken.append, add_up_=laps.add_up)
         source.lines += [f"take_(({', '.join(source.moments)}))", f"if len(taken_) >= {LAPS}: add_up_()"]
+    if mode.collects:
+        source.lines.append(f"return {mode.collects}")
     found = "locals()" if source.moments else "None"
     lines = [
-        f"def emit({', '.join((_SENDER, '/', *given))}):",
+        f"{'async ' if mode is SEND_ASYNC else ''}def emit({', '.join((_SENDER + mode.extra, '/', *given))}):",
         "    try:",
         *("        " + line for line in source.lines or ["pass"]),
         "    except BaseException as error_:",
@@ -64,7 +110,7 @@ def compile_plan(
 
     owners, moments = source.owners, source.moments  # not the source, whose namespace will have this function in it
 
-    def failed(error: BaseException, sender: Any, found: Mapping[str, Any] | None) -> None:
+    def failed(error: BaseException, sender: Any, found: Mapping[str, Any] | None) -> BaseException:
         if laps is not None and found is not None:
             laps.taken.append([found.get(moment) for moment in moments])
             laps.add_up()
@@ -72,11 +118,12 @@ def compile_plan(
         line = error.__traceback__.tb_lineno if error.__traceback__ else 0
         if line in owners:
             annotate(error, owners[line], sender)
+        return error
 
     namespace["failed_"] = failed
     exec(compile("\n".join(lines), f"<receivers of {site}>", "exec"), namespace)
-    emit: Callable[..., None] = namespace.pop("emit")  # left there, a cycle would keep receivers until a collection
-    emit.__qualname__ = f"{site}.emit"  # what a TypeError about its arguments calls it
+    emit: Emit = namespace.pop("emit")  # left there, a cycle would keep receivers until a collection
+    emit.__qualname__ = f"{site}.{mode.name}"  # what a TypeError about its arguments calls it
     return emit
 
 
@@ -90,32 +137,47 @@ class _Source:
         moments: The variables of when each of them began and ended.
     """
 
-    def __init__(self, namespace: dict[str, Any], given: Sequence[str], context: Context, timed: bool) -> None:
-        self.namespace, self.given, self.context, self.timed = namespace, given, context, timed
-        self.lines: list[str] = []
+    def __init__(
+        self, namespace: dict[str, Any], given: Sequence[str], context: Context, mode: Mode, timed: bool
+    ) -> None:
+        self.namespace, self.given, self.context, self.mode, self.timed = namespace, given, context, mode, timed
+        self.lines: list[str] = [f"{mode.collects} = []"] if mode.collects else []
         self.owners: dict[int, Connection] = {}
         self.inline: list[Connection] = []
         self.moments: list[str] = []
         self._now = ""  # the variable that has the present moment
 
+    def attempt(self, lines: list[str]) -> None:
+        """Add lines after which the emission goes on where they fail, in the mode that is for that."""
+        if self.mode is EMIT_ALL:
+            rescue = f"errors_.append(failed_(error_, {_SENDER}, None))"
+            lines = ["try:", *("    " + line for line in lines), "except BaseException as error_:", "    " + rescue]
+        self.lines += lines
+
     def add(self, index: int, connection: Connection) -> None:
         """Call *connection* after those that were added before."""
+        if self.mode.wrapper and self._is_of_other_kind(connection):
+            self.lines.append(f"if wrapper_ is None: refuse_({connection.awaits})")
         before = len(self.lines)
-        indent = self._condition(index, connection)
-        if connection.task is not None:
-            self._offload(index, connection, indent)
-        else:
-            self._call(index, connection, indent)
-        if indent or connection.task is not None:
+        offloads = connection.task is not None and not self.mode.wrapper  # who wants results calls it
+        setup, tests = self._condition(index, connection)
+        lines = self._offload(index, connection) if offloads else self._call(index, connection, bool(tests))
+        if tests:
+            lines = [*setup, f"if {' and '.join(tests)}:", *("    " + line for line in lines)]
+        self.attempt(lines)
+        if tests or offloads:
             self._now = ""  # what else was done has taken time, too
         self.owners.update(dict.fromkeys(range(before + 3, len(self.lines) + 3), connection))
 
-    def _condition(self, index: int, connection: Connection) -> str:
-        """Whether it is called at all; returns how far what depends on that is indented."""
-        tests = []
+    def _is_of_other_kind(self, connection: Connection) -> bool:
+        return connection.awaits is (self.mode is SEND)
+
+    def _condition(self, index: int, connection: Connection) -> tuple[list[str], list[str]]:
+        """The lines that come first, and on what it depends whether it is called."""
+        setup, tests = [], []
         if connection.weak:
             self.namespace[f"reference_{index}_"] = connection.target
-            self.lines.append(f"receiver_{index}_ = reference_{index}_()")
+            setup.append(f"receiver_{index}_ = reference_{index}_()")
             tests.append(f"receiver_{index}_ is not None")
         else:
             self.namespace[f"receiver_{index}_"] = connection.target
@@ -125,42 +187,79 @@ class _Source:
         if connection.options.when is not None:
             self.namespace[f"when_{index}_"] = connection.options.when
             tests.append(connection.read(self.given)[1].source(f"when_{index}_", _SENDER, self.given))
-        if not tests:
-            return ""
-        if self.timed and connection.task is None:
-            self.lines.append(f"began_{index}_ = ended_{index}_ = None")
-        self.lines.append(f"if {' and '.join(tests)}:")
-        if connection.filter is not None:
-            self.namespace[f"fired_{index}_"] = connection.filter.fired
-            self.lines.append(f"    fired_{index}_({_SENDER})")
-        return "    "
+        if tests and self.timed and connection.task is None:
+            setup.append(f"began_{index}_ = ended_{index}_ = None")
+        return setup, tests
 
-    def _offload(self, index: int, connection: Connection, indent: str) -> None:
+    def _fired(self, index: int, connection: Connection) -> list[str]:
+        if connection.filter is None:
+            return []
+        self.namespace[f"fired_{index}_"] = connection.filter.fired
+        return [f"fired_{index}_({_SENDER})"]
+
+    def _offload(self, index: int, connection: Connection) -> list[str]:
         self.namespace[f"receiver_{index}_"] = self.context.offloader(connection)
         call = connection.read(self.given)[0].source(f"receiver_{index}_", _SENDER, self.given, f"{_SENDER}, ")
-        self.lines.append(indent + call)
+        return [*self._fired(index, connection), call]
 
-    def _call(self, index: int, connection: Connection, indent: str) -> None:
-        receiver, shortcut = f"receiver_{index}_", connection.shortcut
-        call = connection.read(self.given)[0].source(receiver, _SENDER, self.given)
-        if shortcut is not None and shortcut[1] == tuple(self.given):
-            self.namespace[receiver] = shortcut[0]
-            call = f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
+    def _call(self, index: int, connection: Connection, is_conditional: bool) -> list[str]:
+        call, fired = self._source(index, connection), self._fired(index, connection)
         guard = ["if guards_: settle_()"] if connection.options.may_write else []
         if not self.timed:
-            self.lines += [indent + line for line in (*guard, call)]
-            return
+            return [*fired, *guard, call]
         began, ended = f"began_{index}_", f"ended_{index}_"
-        if guard and self._now and not indent:
+        if guard and self._now and not is_conditional:
             begin = [f"{began} = {self._now}", f"if guards_: settle_(); {began} = clock_()"]
-        elif guard or indent or not self._now:
-            begin = [*guard, f"{began} = clock_()"]
+        elif guard or is_conditional or not self._now:
+            begin = [*fired, *guard, f"{began} = clock_()"]
         else:
             begin, began = [], self._now
-        self.lines += [indent + line for line in (*begin, call, f"{ended} = clock_()")]
         self.inline.append(connection)
         self.moments += [began, ended]
         self._now = ended
+        return [*begin, call, f"{ended} = clock_()"]
+
+    def _source(self, index: int, connection: Connection) -> str:
+        """The call itself, and what becomes of its result."""
+        receiver, wants, shortcut = f"receiver_{index}_", connection.read(self.given)[0], connection.shortcut
+        if self.mode.wrapper:
+            function = f"wrapper_({receiver})" if self._is_of_other_kind(connection) else receiver
+            wait = "await " if self.mode is SEND_ASYNC else ""
+            return f"results_.append(({receiver}, {wait}{wants.source(function, _SENDER, self.given)}))"
+        if shortcut is not None and shortcut[1] == tuple(self.given):
+            self.namespace[receiver] = shortcut[0]
+            return f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
+        return wants.source(receiver, _SENDER, self.given)
+
+
+def _refuse_kind(awaits: bool) -> None:
+    raise RuntimeError(f"Cannot send to a {'' if awaits else 'non-'}coroutine function.")
+
+
+def _compile_entry(mode: Mode, payload: Sequence[str], way: _Way, others: Callable[..., Any]) -> Emit:
+    """Build the method of a site for one *mode*, called with the sender and the payload by keyword.
+
+    What carries all of the payload goes straight to the sender's plan; anything else to *others*, with the payload in
+    a dict. A site can be reached by many senders, few of which have connections of their own, so what has none in
+    ``way.plans`` has anybody's.
+    """
+    wrapper = f"{mode.wrapper}=None, " if mode.wrapper else ""
+    extra = f", {mode.wrapper}" if mode.wrapper else ""
+    carried = "{" + "".join(f"{name!r}: {name}, " for name in payload) + "**more_}"
+    lines = [
+        f"def entry({_SENDER}=None, /, *, {wrapper}{''.join(f'{name}=missing_, ' for name in payload)}**more_):",
+        f"    if {' or '.join(('more_', *(f'{name} is missing_' for name in payload)))}:",
+        f"        return others_({_SENDER}{extra}, {carried})",
+        "    plans_ = way_.plans",
+        f"    return plans_.get(id({_SENDER}), plans_.anybody)({', '.join((_SENDER + extra, *payload))})",
+    ]
+    if not wrapper and not payload:
+        lines[0] = f"def entry({_SENDER}=None, /, **more_):"
+    namespace: dict[str, Any] = {"missing_": _MISSING, "way_": way, "others_": others}
+    exec(compile("\n".join(lines), f"<{mode.name}>", "exec"), namespace)
+    entry: Emit = namespace.pop("entry")
+    entry.__name__, entry.__qualname__ = mode.name, f"Site.{mode.name}"
+    return entry
 
 
 class Emitters:
@@ -181,6 +280,25 @@ class Emitters:
         raise UnknownSiteError(f"emitter of {name!r}: no such site{reason}")
 
 
+class _Plans(dict[Hashable, Emit]):
+    """What was compiled in one mode since the connections changed last.
+
+    By sender and payload; and, of emissions that carry all of the payload, by the id of each sender that has
+    connections of its own, with *anybody*'s for all others.
+    """
+
+    def __init__(self, anybody: Emit) -> None:
+        super().__init__()
+        self.anybody = anybody
+
+
+@dataclass(slots=True)
+class _Way:
+    """The plans of a site in one mode; those of old are left to whoever is at them when the connections change."""
+
+    plans: _Plans
+
+
 class Emissions:
     """The compiled emissions of one site, by sender and payload, and the ``Emitters`` that hold some of them.
 
@@ -189,54 +307,102 @@ class Emissions:
         payload: What an emission may carry; None for anything.
         table: The site's connections; :meth:`changed` must be called when they change.
         context: What it shares with the other sites.
+        identity: What tells senders apart.
     """
 
-    def __init__(self, site: str, payload: tuple[str, ...] | None, table: Table, context: Context) -> None:
+    def __init__(
+        self,
+        site: str,
+        payload: tuple[str, ...] | None,
+        table: Table,
+        context: Context,
+        identity: Callable[[Any], Hashable],
+    ) -> None:
         self.site, self.payload, self.table, self.context = site, payload, table, context
         self.muted = False
-        self._plans: dict[tuple[Hashable, tuple[str, ...]], Emit] = {}
+        self.by_id = True
+        """Whether every sender with connections of its own is told by its ``id``: not so a string, for one."""
+        self._identity = identity
+        self._ways: dict[Mode, _Way] = {}
+        self._entries: dict[Mode, Emit] = {}
         self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
 
-    def plan(self, sender_id: Hashable, given: tuple[str, ...]) -> Emit:
-        """``emit(sender, <given>)`` for one sender, compiled at its first use.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ways": {}, "_entries": {}}  # functions are shared by copies, and these are of one site
+
+    def entry(self, mode: Mode) -> Emit:
+        """Return the site's method for *mode*, which stays right when connections change."""
+        if mode in self._entries:
+            return self._entries[mode]
+        way = self._way(mode)
+
+        def others(sender: Any, *rest: Any) -> Any:
+            *wrapper, payload = rest
+            given = {name: value for name, value in payload.items() if value is not _MISSING}
+            return self.find(mode, self._identity(sender), tuple(given))(sender, *wrapper, **given)
+
+        entry = self._entries[mode] = _compile_entry(mode, self.payload or (), way, others)
+        return entry
+
+    def find(self, mode: Mode, sender_id: Hashable, given: tuple[str, ...]) -> Emit:
+        """Return the plan for one sender, compiled at its first use.
 
         Raises:
             SignatureError: *given* has a name that it can't have, or lacks one that a receiver needs.
         """
-        plans = self._plans  # first: what another thread changes from here on makes these of no further use
+        plans = self._way(mode).plans  # first: what another thread changes from here on makes these of no further use
         barriers = self.context.barriers_at(self.site, sender_id)
         if not barriers and not self.table.has_sender(sender_id):
             sender_id = self.table.anybody
         key = (sender_id, given)
         plan = plans.get(key)
         if plan is None:
-            plan = plans[key] = self._compiled(sender_id, given, barriers)
+            plan = plans[key] = self._compiled(sender_id, given, barriers, mode=mode)
+            if given == self.payload and self.by_id and not self.context.has_barriers:
+                self._shorten(plans, sender_id, plan, mode)
         return plan
 
-    def _compiled(
-        self, sender_id: Hashable, given: tuple[str, ...], barriers: Sequence[str], ledger: Ledger | None = None
-    ) -> Emit:
-        self.check(given)
-        _check_parameters(self.site, given)
-        connections = [] if self.muted else self.table.reached_by(sender_id)
-        return compile_plan(self.site, connections, given, self.context, barriers, ledger)
+    def _shorten(self, plans: _Plans, sender_id: Hashable, plan: Emit, mode: Mode) -> None:
+        """Have the site's method find *plan* by itself."""
+        if sender_id != self.table.anybody:
+            plans[sender_id] = plan
+            return
+        first = self._first(mode)
+        for own in self.table.senders():
+            plans.setdefault(own, first)
+        plans.anybody = plan
 
-    def check(self, given: Iterable[str]) -> None:
-        """Refuse a payload with a name that the site doesn't declare."""
+    def _way(self, mode: Mode) -> _Way:
+        way = self._ways.get(mode)
+        if way is None:
+            way = self._ways.setdefault(mode, _Way(_Plans(self._first(mode))))
+        return way
+
+    def _first(self, mode: Mode) -> Emit:
+        """Stands for a plan that isn't compiled yet."""
+
+        def first(sender: Any, *rest: Any) -> Any:
+            return self.find(mode, self._identity(sender), self.payload or ())(sender, *rest)
+
+        return first
+
+    def _compiled(
+        self,
+        sender_id: Hashable,
+        given: tuple[str, ...],
+        barriers: Sequence[str],
+        ledger: Ledger | None = None,
+        mode: Mode = EMIT,
+    ) -> Emit:
         for name in given:
             if self.payload is not None and name not in self.payload:
                 raise SignatureError(
                     f"an emission of {self.site!r} carries {name!r}; the site declares "
                     f"{listed(self.payload)}{did_you_mean(name, self.payload) or '.'}"
                 )
-
-    def due(self, sender_id: Hashable, given: Collection[str]) -> list[Connection]:
-        """The connections that an emission reaches, in order, none of which lacks a payload."""
-        self.check(given)
+        _check_parameters(self.site, given)
         connections = [] if self.muted else self.table.reached_by(sender_id)
-        for connection in connections:
-            check_wanted(connection, given)
-        return connections
+        return compile_plan(self.site, connections, given, self.context, barriers, ledger, mode)
 
     def attach(self, emitters: Emitters) -> None:
         """Keep the attribute of *emitters* that has the site's name current."""
@@ -245,7 +411,9 @@ class Emissions:
 
     def changed(self) -> None:
         """Forget what was compiled; called, as :meth:`attach` is, by one thread at a time."""
-        self._plans = {}  # not cleared: another thread may be about to put in what it has compiled of the old ones
+        for mode, way in tuple(self._ways.items()):
+            # Not cleared: another thread may be about to put in what it has compiled of the old ones.
+            way.plans = _Plans(self._first(mode))
         for emitters in self._emitters:
             self._refresh(emitters)
 
@@ -263,7 +431,7 @@ class Emissions:
             given = tuple(payload) if self.payload is None else self.payload
             ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above
             if ledger is None:
-                plan = self.plan(sender_id, given)
+                plan = self.find(EMIT, sender_id, given)
             else:
                 plan = self._compiled(sender_id, given, self.context.barriers_at(self.site, sender_id), ledger)
             if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
@@ -283,7 +451,7 @@ def checked_payload(site: str, payload: Iterable[str]) -> tuple[str, ...]:
         raise OptionError(f"site {site!r} with payload={payload!r}: give a tuple of names, as in ({payload!r},).")
     names = tuple(payload)
     for name in names:
-        if not _is_parameter(name) or name in ("runner", "sender"):
+        if not _is_parameter(name) or name in _RESERVED:
             raise OptionError(
                 f"site {site!r} with payload name {name!r}: it must be an identifier that doesn't end in an "
                 "underscore and is not 'runner' or 'sender', which every receiver may have anyway."

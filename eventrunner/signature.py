@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -55,14 +55,6 @@ class Wants:
     def missing(self, given: Iterable[str]) -> frozenset[str]:
         """The names that the receiver can't do without and *given* lacks."""
         return self.required.difference(given)
-
-    def arguments(self, sender: Any, payload: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The positional and keyword arguments of one call."""
-        args = [sender if name == SENDER else payload[name] for name in self._by_position(payload)]
-        kwargs = {name: payload[name] for name in self._by_keyword(payload)}
-        if self.keyword is not None and SENDER not in self._by_position(payload):
-            kwargs[self.keyword] = sender
-        return args, kwargs
 
     def source(self, function: str, sender: str, given: Collection[str], before: str = "") -> str:
         """The source text of one call of *function*, with *before* in front of its arguments."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import re
 import traceback
@@ -1114,15 +1115,65 @@ def test_a_receiver_that_was_disconnected_is_let_go_at_once(bus: Bus, calls: Cal
 
 @pytest.mark.parametrize("name", ["two words", "class", "x=print('no')", "sender_", "error_", "receiver_0_", ""])
 def test_an_open_site_never_compiles_a_payload_into_code(bus: Bus, calls: Calls, name: str) -> None:
-    """Only what can be a parameter's name; ``send``, which compiles nothing, takes it all."""
+    """Only what can be a parameter's name, however it is emitted."""
     bus.site("nap", None).connect(lambda **rest: calls.append(rest))
     message = (
         f"an emission of 'nap' carries {name!r}; a payload's name is an identifier that doesn't end in an underscore."
     )
-    with pytest.raises(SignatureError, match=f"^{re.escape(message)}$"):
-        bus.nap.emit(None, **{name: 1})
-    bus.nap.send(None, **{name: 1})
-    assert calls == [{name: 1}]
+    for emission in (bus.nap.emit, bus.nap.send, bus.nap.emit_all):
+        with pytest.raises(SignatureError, match=f"^{re.escape(message)}$"):
+            emission(None, **{name: 1})
+    assert calls == []
+
+
+def test_a_copy_of_a_bus_has_connections_of_its_own(bus: Bus, calls: Calls) -> None:
+    """Also where both have emitted before."""
+    bus.lunch.connect(lambda dish: calls.append(("both", dish)))
+    for emission in (bus.lunch.emit, bus.lunch.send, bus.lunch.emit_all):
+        emission(dish="soup")
+    own = copy.deepcopy(bus)
+    own.lunch.connect(lambda dish: calls.append(("own", dish)))
+    calls.clear()
+    for emission in (own.lunch.emit, own.lunch.send, own.lunch.emit_all):
+        emission(dish="pie")
+    bus.lunch.emit(dish="tea")
+    assert calls == [("both", "pie"), ("own", "pie")] * 3 + [("both", "tea")]
+
+
+@pytest.mark.parametrize("way", ["emit", "send", "emit_all"])
+def test_a_way_to_emit_that_was_kept_reaches_who_is_connected_later(bus: Bus, calls: Calls, way: str) -> None:
+    """Whether it was taken before the first emission or after it, for all senders or for one."""
+    kept = [getattr(bus.lunch, way)]
+    kept[0]("me", dish=0)
+    kept.append(getattr(bus.lunch, way))
+    me = Sender()
+    bus.lunch.connect(lambda: calls.append("anybody"))
+    bus.lunch.connect(lambda: calls.append("me"), me)
+    for emission in kept:
+        for sender, expected in ((me, ["anybody", "me"]), (Sender(), ["anybody"]), ("me", ["anybody"])):
+            calls.clear()
+            emission(sender, dish=1)
+            assert calls == expected
+    bus.lunch.connect(lambda: calls.append("a string"), "me")
+    calls.clear()
+    for emission in kept:
+        emission("".join(["m", "e"]), dish=2)
+    assert calls == ["anybody", "a string"] * 2
+
+
+@pytest.mark.parametrize("way", ["emit", "send", "emit_all"])
+def test_a_subclass_that_does_more_at_an_emission_does_so_each_time(calls: Calls, way: str) -> None:
+    """What is compiled takes the place of the method that it is compiled for, and of no other."""
+
+    def more(self: Site, sender: Any = None, /, **payload: Any) -> Any:
+        calls.append("more")
+        return getattr(Site, way)(self, sender, **payload)
+
+    site = type("Own", (Site,), {way: more})(name="lunch", payload=("dish",))
+    site.connect(lambda dish: calls.append(dish))
+    for dish in (1, 2):
+        getattr(site, way)(None, dish=dish)
+    assert calls == ["more", 1, "more", 2]
 
 
 def test_a_payload_may_be_called_self(bus: Bus, calls: Calls) -> None:
