@@ -83,10 +83,11 @@ class Evaluator:
                 error.add_note(_update_note(name, metric, outputs))
                 raise
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, size: int | None = None) -> dict[str, float]:
         """Compute every metric, in order; a result that is a mapping gives ``name/key`` for each of its keys.
 
-        This is where the host waits for the device.
+        This is where the host waits for the device. *size*, MMEngine's number of samples, is of no use: a metric
+        counts its own.
 
         Raises:
             OptionError: a result is not one number, or two results have one name.

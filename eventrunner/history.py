@@ -13,7 +13,7 @@ import numbers
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
@@ -360,11 +360,9 @@ def _entry(key: str, value: Scalar, count: int) -> tuple[float | torch.Tensor, i
         raise OptionError(f"scalar {key!r}: {error}") from None
 
 
-def _check_key(kind: str, key: object, flags: Mapping[str, bool], resumed: bool) -> None:
+def _check_key(kind: str, key: object) -> None:
     if not isinstance(key, str):
         raise OptionError(f"the key of {kind} must be a str, not {key!r}.")
-    if flags.get(key, resumed) != resumed:
-        raise OptionError(f"{kind} {key!r} can't be set with resumed={resumed}: this run has set it otherwise.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,15 +372,24 @@ class _Asked:
     read: Callable[[], Any]
 
 
-class _Infos(Mapping[str, Any]):
-    """A live view of the infos that can't be written to."""
+class _Infos(MutableMapping[str, Any]):
+    """A live view of a hub's infos; what is written to it is one, and saved with the run as it was before."""
 
-    def __init__(self, infos: Mapping[str, Any]) -> None:
-        self._infos = infos
+    def __init__(self, infos: dict[str, Any], resumed: dict[str, bool]) -> None:
+        self._infos, self._resumed = infos, resumed
 
     def __getitem__(self, key: str) -> Any:
         info = self._infos[key]
         return info.read() if isinstance(info, _Asked) else info
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        _check_key("info", key)
+        self._infos[key] = value
+        self._resumed.setdefault(key, True)
+
+    def __delitem__(self, key: str) -> None:
+        del self._infos[key]
+        self._resumed.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
@@ -398,13 +405,13 @@ class MessageHub:
     """Where the parts of a run leave each other word: scalars with their history, and info, which is anything.
 
     A hub belongs to whoever holds it. It is found by its name and as the current one for as long as it is held, and
-    the latest of a name is the one that is found.
+    the latest of a name is the one that is found. One that :meth:`get_instance` made is held for good.
 
-    Each key is saved with the run or isn't (``resumed``), as its first update said.
+    Each key is saved with the run or isn't (``resumed``): a scalar as its first update said, an info as its latest.
     """
 
     _instances: ClassVar[weakref.WeakValueDictionary[str, MessageHub]] = weakref.WeakValueDictionary()
-    _unowned: ClassVar[MessageHub | None] = None
+    _held: ClassVar[dict[str, MessageHub]] = {}
 
     def __init__(self, name: str = "default") -> None:
         if not isinstance(name, str) or not name:
@@ -414,21 +421,26 @@ class MessageHub:
         self._infos: dict[str, Any] = {}
         self._scalar_resumed: dict[str, bool] = {}
         self._info_resumed: dict[str, bool] = {}
+        self.left_out: dict[str, str] = {}
+        """Why :meth:`state_dict` has left an info out, by key."""
+        self._held.pop(name, None)
         self._instances.pop(name, None)  # so that the latest is also the last in order
         self._instances[name] = self
 
     @classmethod
     def get_instance(cls, name: str) -> MessageHub:
-        """The hub of that name, or a new one, which the caller owns: it is gone when nobody holds it any more."""
-        return cls._instances.get(name) or cls(name)
+        """Return the hub of that name, or a new one, which then stays."""
+        if name not in cls._instances:
+            made = cls(name)
+            cls._held[name] = made
+        return cls._instances[name]
 
     @classmethod
     def get_current_instance(cls) -> MessageHub:
         """The latest of the hubs that there are; where there is none, a new ``"default"``, which then stays."""
         for hub in reversed(list(cls._instances.values())):
             return hub
-        cls._unowned = cls()
-        return cls._unowned
+        return cls.get_instance("default")
 
     @classmethod
     def check_instance_created(cls, name: str) -> bool:
@@ -446,9 +458,9 @@ class MessageHub:
         return MappingProxyType(self._scalars)
 
     @property
-    def runtime_info(self) -> Mapping[str, Any]:
-        """All info; a live view that can't be written to."""
-        return _Infos(self._infos)
+    def runtime_info(self) -> MutableMapping[str, Any]:
+        """All info; a live view that can be written to."""
+        return _Infos(self._infos, self._info_resumed)
 
     def update_scalar(self, key: str, value: Scalar, count: int = 1, resumed: bool = True) -> None:
         """Append to a history, which begins with its first value; the cost is :meth:`HistoryBuffer.update`'s.
@@ -457,7 +469,7 @@ class MessageHub:
             OptionError: the value isn't one number, or the key has the other ``resumed``.
         """
         if self._scalar_resumed.get(key) != resumed:
-            _check_key("scalar", key, self._scalar_resumed, resumed)
+            self._check_scalar(key, resumed)
             _entry(key, value, count)
         try:
             self.history(key, resumed).update(value, count)
@@ -472,7 +484,7 @@ class MessageHub:
         """
         entries = {key: _entry(key, *_value_and_count(key, value)) for key, value in log_dict.items()}
         for key in entries:
-            _check_key("scalar", key, self._scalar_resumed, resumed)
+            self._check_scalar(key, resumed)
         for key, (checked, count) in entries.items():
             self.update_scalar(key, checked, count, resumed)
 
@@ -485,9 +497,14 @@ class MessageHub:
             OptionError: the key has the other ``resumed``.
         """
         if key not in self._scalars:
-            _check_key("scalar", key, self._scalar_resumed, resumed)
+            self._check_scalar(key, resumed)
             self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
         return self._scalars[key]
+
+    def _check_scalar(self, key: object, resumed: bool) -> None:
+        _check_key("scalar", key)
+        if self._scalar_resumed.get(str(key), resumed) != resumed:
+            raise OptionError(f"scalar {key!r} can't be set with resumed={resumed}: this run has set it otherwise.")
 
     def get_scalar(self, key: str) -> HistoryBuffer:
         """The history of a scalar.
@@ -505,12 +522,12 @@ class MessageHub:
 
         Args:
             key: Its name.
-            value: Anything, if not ``resumed``; else None, bool, int, float, str, a tensor, or lists, tuples and dicts
-                (with str keys) of these.
-            resumed: Whether it is saved with the run.
+            value: Anything. What is saved is None, bool, int, float, str, a tensor, or lists, tuples and dicts (with
+                str keys) of these; another is left out of checkpoints, which a run says once.
+            resumed: Whether it is saved with the run; the latest update counts.
 
         Raises:
-            OptionError: a value that is to be saved and can't be, or the key has the other ``resumed``.
+            OptionError: the key isn't a str.
         """
         self.update_info_dict({key: value}, resumed)
 
@@ -520,10 +537,8 @@ class MessageHub:
         Raises:
             OptionError: as :meth:`update_info`; then none of them is set.
         """
-        for key, value in info_dict.items():
-            _check_key("info", key, self._info_resumed, resumed)
-            if resumed:
-                _plain_copy(value, repr(key))
+        for key in info_dict:
+            _check_key("info", key)
         self._infos.update(info_dict)
         self._info_resumed.update(dict.fromkeys(info_dict, resumed))
 
@@ -531,15 +546,12 @@ class MessageHub:
         """Have *read* called for an info whenever somebody looks, so that nothing is done while nobody does.
 
         It isn't saved with the run; :meth:`update_info` takes its place.
-
-        Raises:
-            OptionError: the key is that of an info that is saved.
         """
         self.update_info(key, _Asked(read), resumed=False)
 
     def get_info(self, key: str, default: Any = None) -> Any:
         """The info itself, not a copy, or *default* where there is none."""
-        return _Infos(self._infos).get(key, default)
+        return self.runtime_info.get(key, default)
 
     def pop_info(self, key: str, default: Any = None) -> Any:
         """Remove an info and return it, or *default* where there is none; its ``resumed`` is forgotten too."""
@@ -549,13 +561,17 @@ class MessageHub:
         return info
 
     def state_dict(self) -> dict[str, Any]:
-        """What is saved with the run: the resumed scalars and infos, as plain data; tensors are not copied.
+        """Return what is saved with the run: the resumed scalars and infos, as plain data; tensors are not copied.
 
-        Raises:
-            OptionError: an info has been changed in place to something that can't be saved.
+        An info that can't be saved is left out, and :attr:`left_out` says why.
         """
         scalars = {key: self._scalars[key].state_dict() for key, kept in self._scalar_resumed.items() if kept}
-        infos = {key: _plain_copy(self._infos[key], repr(key)) for key, kept in self._info_resumed.items() if kept}
+        infos = {}
+        for key in [key for key, kept in self._info_resumed.items() if kept]:
+            try:
+                infos[key] = _plain_copy(self._infos[key], repr(key))
+            except OptionError as error:
+                self.left_out[key] = str(error)
         return {"log_scalars": scalars, "runtime_info": infos}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -565,7 +581,7 @@ class MessageHub:
         resumed stays.
 
         Raises:
-            OptionError: this isn't such a state, or it has a key that this run has set with ``resumed=False``; the
+            OptionError: this isn't such a state, or it has a scalar that this run has begun with ``resumed=False``; the
                 hub is then as it was.
         """
         if set(state) != {"log_scalars", "runtime_info"}:
@@ -573,9 +589,9 @@ class MessageHub:
         infos = {key: _plain_copy(info, repr(key)) for key, info in state["runtime_info"].items()}
         scalars = {key: HistoryBuffer() for key in state["log_scalars"]}
         for key, scalar in scalars.items():
-            _check_key("scalar", key, self._scalar_resumed, resumed=True)
+            self._check_scalar(key, resumed=True)
             scalar.load_state_dict(state["log_scalars"][key])
-        self.update_info_dict(infos)
+        self.update_info_dict({key: info for key, info in infos.items() if self._info_resumed.get(key, True)})
         for key in scalars.keys() & self._scalars.keys():
             self._scalars[key].load_state_dict(state["log_scalars"][key])  # the object stays: others hold it
             scalars[key] = self._scalars[key]

@@ -42,6 +42,7 @@ class TrainLoop:
         self.val_begin, self.val_interval = settings.val_begin, settings.val_interval
         self.progress, self.position = runner.progress, DataPosition()
         self._guards, self._deferred = runner.bus.guards, runner.deferred
+        self.running = False
         self.stop_training = False
         """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
         self.run = self._run_by_epoch if self.by_epoch else self._run_by_iter
@@ -103,6 +104,7 @@ class TrainLoop:
 
         After a failure, what was complete when it came counts: the training goes on behind it.
         """
+        self.running = True
         self.progress.settle()
         self._bind()
         self.runner.begin_train()
@@ -124,6 +126,7 @@ class TrainLoop:
 
     def end(self) -> None:
         """Let go of the optimizer: what the caller does with it later passes no site."""
+        self.running = False
         optim = self.runner.optim_wrapper
         optim.before_step = optim.after_step = None
 
@@ -264,11 +267,19 @@ class EvalLoop:
     def __init__(self, runner: Runner, mode: str, dataloader: Any, evaluator: Evaluator) -> None:
         self.runner, self.mode, self.dataloader, self.evaluator = runner, mode, dataloader, evaluator
         self._before_iter, self._after_iter = f"before_{mode}_iter", f"after_{mode}_iter"
+        self.running = False
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
 
     def run(self) -> dict[str, float]:
         """Evaluate; returns the metrics by name."""
+        self.running = True
+        try:
+            return self._run()
+        finally:
+            self.running = False
+
+    def _run(self) -> dict[str, float]:
         runner, mode = self.runner, self.mode
         self._step = bind_step(runner.val_step, runner.model, "val_step")
         if runner.mode == "train":  # a run that is preempted within this validation goes on with all of it

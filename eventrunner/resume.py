@@ -39,7 +39,7 @@ def gather(runner: Runner, save_optimizer: bool = True, save_param_scheduler: bo
             "kinds": _kinds(runner),
         },
         "state_dict": runner.model.state_dict(),
-        "message_hub": runner.message_hub.state_dict(),
+        "message_hub": _hub_state(runner),
         "hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)},
         "filters": runner.bus.state_dict(runner),
         "rng": runner.pending_rng or runner.rng_before_val or rng_state(),
@@ -53,6 +53,15 @@ def gather(runner: Runner, save_optimizer: bool = True, save_param_scheduler: bo
         if save_param_scheduler:
             checkpoint["param_schedulers"] = _scheduler_states(runner.param_schedulers)
     return checkpoint
+
+
+def _hub_state(runner: Runner) -> dict[str, Any]:
+    hub = runner.message_hub
+    said = set(hub.left_out)
+    state = hub.state_dict()
+    for key in hub.left_out.keys() - said:
+        runner.logger.warning("message hub", reason=hub.left_out[key])
+    return state
 
 
 def restore(runner: Runner, checkpoint: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from tiny import QUIET, MeanSquaredError, batches, train_step, val_step
 
 from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
+from eventrunner.hooks import IterTimerHook
 from eventrunner.runner import Runner
 
 PAUSE = 0.005  # seconds; a sleep takes at least as long, so only lower bounds follow from it
@@ -179,3 +180,53 @@ def test_the_remaining_time_is_not_saved(make_runner: MakeRunner) -> None:
     runner = make_runner(default_hooks=QUIET)
     runner.train()
     assert "eta" not in runner.message_hub.state_dict()["runtime_info"]
+
+
+@pytest.mark.parametrize("mode", ["val", "test"])
+def test_within_an_evaluation_the_remaining_time_is_the_evaluations(make_runner: MakeRunner, mode: str) -> None:
+    """By its own batches; when it is over, within a training, it is the training's again."""
+    loader = {"val_dataloader": Slow(3), "test_dataloader": Slow(3)}
+    runner = make_runner(val=True, **loader, default_hooks=QUIET, train_dataloader=Slow(2, pause=20 * PAUSE))
+    found: list[float | None] = []
+    runner.on(f"after_{mode}_iter")(lambda runner: found.append(runner.message_hub.get_info("eta")))
+    getattr(runner, mode)()
+    assert found[0] is not None
+    assert found[0] >= 2 * PAUSE
+    assert found[2] == 0
+    trainings: list[float] = []
+    runner.on("after_val_epoch")(lambda runner: trainings.append(runner.message_hub.get_info("eta")))
+    runner.train()
+    assert trainings[0] >= 2 * 20 * PAUSE
+
+
+def test_an_evaluation_of_unknown_length_leaves_an_unknown_time(make_runner: MakeRunner) -> None:
+    """Nobody can know it, and before the first batch nobody can guess."""
+    runner = make_runner(val=True, default_hooks=QUIET)
+    found: list[float | None] = []
+    runner.on("before_val_iter")(lambda runner: found.append(runner.message_hub.get_info("eta")))
+    runner.val()
+    assert found == [None]
+
+
+def test_the_timers_own_names_are_mmengines(make_runner: MakeRunner) -> None:
+    """``t`` on the clock of time.time, ``time_sec_tot`` and ``start_iter``, also for a subclass that writes to them."""
+    seen: list[tuple[float, float]] = []
+
+    class Timer(IterTimerHook):
+        def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode="train") -> None:  # type: ignore[no-untyped-def]
+            seen.append((time.time() - self.t, self.time_sec_tot))
+            super()._after_iter(runner, batch_idx, data_batch, outputs, mode)
+
+        def before_train_epoch(self, runner) -> None:  # type: ignore[no-untyped-def]
+            super().before_train_epoch(runner)
+            self.t = time.time()
+
+    hook = Timer()
+    make_runner(train_dataloader=Slow(2), epochs=1, default_hooks={"timer": hook, "logger": None}).train()
+    assert all(PAUSE * 0.9 <= waited < 100 for waited, _ in seen)
+    assert hook.start_iter == 0
+    resumed = make_runner(train_dataloader=Slow(2), resume=True, default_hooks={"timer": hook, "logger": None})
+    resumed.train()
+    assert hook.start_iter == 2
+    assert [total for _, total in seen[2:]] == [0, values(resumed, "train/time")[2]]
+    assert hook.time_sec_tot == sum(values(resumed, "train/time")[2:])

@@ -133,14 +133,14 @@ def test_by_iterations_the_training_is_one_epoch(make_runner: MakeRunner) -> Non
 
 
 def test_the_stage_is_that_of_the_innermost_loop(make_runner: MakeRunner) -> None:
-    """After a validation it is again what it was around it."""
+    """After a validation it is again what it was around it, and outside of all loops it is None."""
     seen: list[tuple[str, Any]] = []
 
     class Stages(Hook):
         def note(self, runner: Runner) -> None:
-            seen.append((runner.mode, runner.message_hub.get_info("loop_stage")))
+            seen.append((runner.mode, runner.message_hub.get_info("loop_stage", "none")))
 
-        after_train_iter = before_val_epoch = after_val_epoch = after_train = before_test_epoch = note
+        before_train = after_train_iter = before_val_epoch = after_val_epoch = after_train = before_test_epoch = note
 
         def after_run(self, runner: Runner) -> None:
             self.note(runner)
@@ -152,9 +152,67 @@ def test_the_stage_is_that_of_the_innermost_loop(make_runner: MakeRunner) -> Non
     runner.test()
     assert seen == [
         *[("val", "val"), ("val", "val"), ("val", None)],
-        *[("train", "train"), ("train", "val"), ("train", "val"), ("train", "train"), ("train", "train")],
-        *[("test", "test"), ("test", "test")],
+        *[("train", stage) for stage in ("train", "train", "val", "val", None, None)],
+        *[("test", "test"), ("test", None)],
     ]
+
+
+def test_after_a_validation_that_failed_the_stage_is_that_of_the_training(make_runner: MakeRunner) -> None:
+    """Where a receiver validates by itself and goes on without it, and at the end of the run."""
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        raise RuntimeError("no validation")
+
+    runner = make_runner(val=True, val_step=step, default_hooks=QUIET, train_cfg={"max_epochs": 1, "val_begin": 2})
+    seen: list[Any] = []
+
+    @runner.on("after_train_iter")
+    def validate() -> None:
+        with pytest.raises(RuntimeError, match="no validation"):
+            runner.val_loop.run()
+        seen.append(runner.message_hub.get_info("loop_stage"))
+
+    runner.train()
+    assert seen == ["train", "train"]
+    with pytest.raises(RuntimeError, match="no validation"):
+        runner.val()
+    assert runner.message_hub.get_info("loop_stage") is None
+
+
+def test_a_hook_may_write_to_the_counters(make_runner: MakeRunner) -> None:
+    """As some of MMEngine's users do; the next epoch has them right again, and they are saved by nobody's mistake."""
+    seen: list[Any] = []
+
+    class Writes(Hook):
+        def after_train_iter(self, runner: Runner) -> None:
+            for key in ("epoch", "iter", "loop_stage", "eta", "seed"):
+                runner.message_hub.update_info(key, -1)
+
+        def before_train_iter(self, runner: Runner) -> None:
+            seen.append(tuple(runner.message_hub.get_info(key) for key in ("epoch", "iter")))
+
+    make_runner(epochs=2, default_hooks={"logger": None}, custom_hooks=[Writes()]).train()
+    assert seen == [(0, 0), (-1, -1), (1, 2), (-1, -1)]
+    resumed = make_runner(epochs=3, resume=True, default_hooks={"logger": None}, custom_hooks=[Writes()])
+    resumed.train()
+    assert seen[4:] == [(2, 4), (-1, -1)]
+
+
+def test_the_hub_has_the_metainfo_of_the_trainings_dataset(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """None where the dataset has none, or the loader no dataset."""
+
+    class Digits(torch.utils.data.TensorDataset):
+        @property
+        def metainfo(self) -> dict[str, Any]:
+            return {"classes": ("zero", "one")}
+
+    looks = Looks("dataset_meta")
+    loader = torch.utils.data.DataLoader(Digits(torch.ones(2, 2), torch.ones(2, 1)))
+    make_runner(train_dataloader=loader, default_hooks=QUIET, custom_hooks=[looks], epochs=1).train()
+    assert looks.seen[-1] == ({"classes": ("zero", "one")},)
+    plain = make_runner(work_dir=tmp_path / "plain", default_hooks=QUIET)
+    plain.train()
+    assert plain.message_hub.get_info("dataset_meta", "none") is None
 
 
 class Odd(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import MakeRunner
-from tiny import linear, train_step
+from tiny import batches, linear, rows, train_step
 from torch.optim.lr_scheduler import ExponentialLR
 
 from eventrunner import HOOKS, Hook, Runner
@@ -243,3 +244,54 @@ def test_none_of_mmengines_helpers_is_missing() -> None:
         "before_train_epoch", "after_train_iter", "before_val_epoch", "after_val_iter", "before_test_epoch",
         "after_test_iter",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [{1}, object(), linear(), {1: 2}, print], ids=lambda value: type(value).__name__)
+def test_an_info_of_a_hook_fails_no_save(
+    make_runner: MakeRunner, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    """Whatever it is, and whether or not the hook says resumed=False; what isn't saved is said once."""
+
+    class Keeps(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            runner.message_hub.update_info("mine", value)
+            runner.message_hub.update_info("last_ckpt", "elsewhere")
+
+    runner = make_runner(epochs=2, custom_hooks=[Keeps()], log_level="WARNING")
+    runner.train()
+    assert runner.message_hub.get_info("mine") is value
+    said = capsys.readouterr().out
+    assert said.count("info 'mine' is a ") == 1
+    assert "which can't be saved with the run: pass resumed=False" in said
+    assert runner.message_hub.get_info("saves")["committed"] == 2
+    resumed = make_runner(epochs=3, resume=True)
+    resumed.train()
+    assert resumed.message_hub.get_info("mine") is None
+
+
+def test_scalars_of_a_hook_are_logged_whatever_their_keys(make_runner: MakeRunner) -> None:
+    """Those of a validation with its metrics, others with the training's; the terminal's lines stay as they are."""
+
+    class Adds(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            runner.message_hub.update_scalars({"mine/share": batch_idx + 0.5, "plain": 1, "step": -1, "epoch": -1})
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            runner.message_hub.update_scalar("val/share", 0.25)
+
+        def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            runner.message_hub.update_scalar("test/share", 0.75)
+
+    hooks = {"logger": {"interval": 1}}
+    runner = make_runner(epochs=1, val=True, test_dataloader=batches(1), custom_hooks=[Adds()], default_hooks=hooks)
+    told: list[set[str]] = []
+    runner.on("on_log")(lambda scalars: told.append(set(scalars)))
+    runner.train()
+    runner.test()
+    first, second, val, test = rows(Path(runner.work_dir))
+    assert (first["mine/share"], second["mine/share"], second["plain"]) == (0.5, 1.5, 1.0)
+    assert [row["step"] for row in (first, second, val, test)] == [1, 2, 2, 2]
+    assert val.keys() == {"step", "epoch", "val/mse", "val/share"}
+    assert test.keys() == {"step", "epoch", "test/mse", "test/share"}
+    assert (val["val/share"], test["test/share"]) == (0.25, 0.75)
+    assert "mine/share" in told[0]

@@ -90,7 +90,7 @@ runner.test()
 
 ON_A_TERMINAL = """\
 runs/fit/001 · Linear, 2 parameters · SGD · cpu, 1 thread · seed N
-6 hooks + 2 receivers on 22 sites, listed in runs/fit/001/log.txt
+6 hooks + 2 receivers on 20 sites, listed in runs/fit/001/log.txt
 a line of the user's own
 epoch 1/9   train/loss N   val/error N ★   lr N   TIME   ● epoch_1
 a line of the user's own
@@ -106,7 +106,7 @@ test        test/error N   TIME
 
 IN_A_PIPE = """\
 level=info event=run work_dir=runs/fit/001 model=Linear parameters=2 optimizer=SGD device=cpu threads=1 seed=N
-level=info event=plan hooks=6 receivers=2 sites=22 path=runs/fit/001/log.txt
+level=info event=plan hooks=6 receivers=2 sites=20 path=runs/fit/001/log.txt
 a line of the user's own
 level=info event="epoch 1/9" step=20 train/loss=N train/lr=N val/error=N took=N saved=epoch_1,best_error_epoch_1
 a line of the user's own
@@ -716,7 +716,8 @@ def test_a_line_says_how_long_is_left(watched: Callable[..., Any], run: Callable
     def foresee(runner: Runner) -> None:
         runner.message_hub.update_info("eta", 71.4, resumed=False)
 
-    runner.on("after_train_epoch", priority="LOWEST")(foresee)
+    runner.on("before_train_epoch", priority=55)(foresee)  # between IterTimerHook and LoggerHook
+    runner.on("after_train", priority="HIGHEST")(foresee)
     with watched() as seen:
         runner.train()
     assert seen.out.count("   eta 1:11\n") == 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.data import batch_count
 from eventrunner.errors import OptionError
 from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
@@ -24,19 +25,25 @@ TIMES = ("time", "data_time")
 
 @HOOKS.register_module()
 class IterTimerHook(Hook):
-    """Record ``<mode>/data_time`` and ``<mode>/time`` in seconds per iteration, and ``eta`` in seconds while training.
+    """Record ``<mode>/data_time`` and ``<mode>/time`` in seconds per iteration, and ``eta`` in seconds.
 
     ``time`` is the whole iteration, the wait for its batch included. On a GPU, whose work runs on after its launch,
-    single values say little and their mean says what it should, because a later iteration waits for it.
+    single values say little and their mean says what it should, because a later iteration waits for it. ``eta`` is the
+    training's, and from ``before_val_epoch`` to ``after_val_epoch`` the validation's; the same of a test.
+
+    Attributes:
+        time_sec_tot: The seconds of the training's iterations since it began here.
+        start_iter: The iteration at which it began here.
     """
 
     priority = "NORMAL"
     mutates = ()
 
     def __init__(self) -> None:
+        self.time_sec_tot, self.start_iter = 0.0, 0
         self._mark = 0.0  # when the wait for this iteration's batch began
         self._began = 0.0
-        self._first_iter = 0
+        self._eval_began, self._evaluated = 0.0, 0  # the evaluation under way, and how many of its batches are done
         self._waited: dict[str, Callable[[float], None]] = {}  # to the hub's own histories, by mode
         self._took: dict[str, Callable[[float], None]] = {}
         self._progress = Progress()
@@ -52,18 +59,33 @@ class IterTimerHook(Hook):
                         "mix the two; give it another name."
                     )
 
+    @property
+    def t(self) -> float:
+        """When the wait for this iteration's batch began, on the clock of ``time.time``."""
+        return time.time() - (time.perf_counter() - self._mark)
+
+    @t.setter
+    def t(self, moment: float) -> None:
+        self._mark = time.perf_counter() - (time.time() - moment)
+
     def before_run(self, runner: Runner) -> None:
         """Forget the histories of another run."""
         self._waited, self._took = {}, {}
 
     def before_train(self, runner: Runner) -> None:
         """Begin the clock that the remaining time is reckoned from."""
-        self._began, self._first_iter = time.perf_counter(), runner.iter
+        self._began, self.start_iter, self.time_sec_tot = time.perf_counter(), runner.iter, 0.0
         self._progress = runner.progress
-        runner.message_hub.provide_info("eta", self._left)
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
-        self._mark, self._planned = time.perf_counter(), runner.max_iters
+        self._mark = time.perf_counter()
+        if mode == "train":
+            self._planned = runner.max_iters
+            runner.message_hub.provide_info("eta", self._train_left)
+            return
+        self._eval_began, self._evaluated = self._mark, 0
+        planned = batch_count(runner.val_dataloader if mode == "val" else runner.test_dataloader)
+        runner.message_hub.provide_info("eta", lambda: _left(self._mark - self._eval_began, self._evaluated, planned))
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
         waited = self._waited.get(mode)
@@ -78,19 +100,25 @@ class IterTimerHook(Hook):
         if took is None:
             took = self._took[mode] = runner.message_hub.history(f"{mode}/time").append
         now = time.perf_counter()
-        took(now - self._mark)
+        seconds = now - self._mark
+        took(seconds)
         self._mark = now
+        if mode == "train":
+            self.time_sec_tot += seconds
+        else:
+            self._evaluated = batch_idx + 1
         if not batch_idx % SETTLE_EVERY:
             for key in (f"{mode}/data_time", f"{mode}/time"):
                 if key in runner.message_hub.log_scalars:
                     runner.message_hub.history(key).settle()
 
-    def _left(self) -> float | None:
-        """The seconds that the rest of the training will take at the pace so far; None where nobody can tell."""
-        done = self._progress.step - self._first_iter
-        if not done or self._planned is None:
-            return None
-        return (self._mark - self._began) / done * (self._planned - self._progress.step)
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Back to the time that is left of the training."""
+        runner.message_hub.provide_info("eta", self._train_left)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """The same."""
+        runner.message_hub.provide_info("eta", self._train_left)
 
     def after_val(self, runner: Runner) -> None:
         """A validation is no part of the next iteration."""
@@ -99,3 +127,12 @@ class IterTimerHook(Hook):
     def after_commit_checkpoint(self, runner: Runner, path: Path, step: int) -> None:
         """Nor is a save."""
         self._mark = time.perf_counter()
+
+    def _train_left(self) -> float | None:
+        planned = None if self._planned is None else self._planned - self.start_iter
+        return _left(self._mark - self._began, self._progress.step - self.start_iter, planned)
+
+
+def _left(seconds: float, done: int, planned: int | None) -> float | None:
+    """The seconds that the rest will take at the pace so far; None where nobody can tell."""
+    return None if not done or planned is None else seconds / done * (planned - done)

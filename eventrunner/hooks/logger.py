@@ -47,8 +47,10 @@ class LoggerHook(Hook):
     """Write one row per interval and per validation, and one lasting terminal line per epoch (or interval).
 
     Rows go to ``log.jsonl`` in the run's folder: ``step`` (iterations completed: the one clock), ``epoch`` (the number
-    of the epoch that produced the row, from 1), then ``train/…`` or ``val/…`` keys with plain floats. The same rows
-    go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size* iterations, the rest
+    of the epoch that produced the row, from 1), then plain floats: the message hub's scalars, those that begin with
+    ``val/`` or ``test/`` in the rows of validations and tests, and ``train/…`` and all others in those of intervals.
+    The same rows go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size*
+    iterations, the rest
     are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
     training, and are on the disk before a save of the same step is committed. Rows that come within a tenth of a second
     are written together, and so are lines per interval: what a script prints may come before the line of an iteration
@@ -228,18 +230,25 @@ class LoggerHook(Hook):
                     _add_events(self._events, row)
 
     def _log_interval(self, runner: Runner, step: int) -> None:
-        scalars = {}
-        for key, buffer in runner.message_hub.log_scalars.items():
-            if key.startswith("train/") and len(buffer):
-                scalars[key] = buffer.mean(self.window_size) if _is_smoothed(key) else buffer.current()
+        scalars = self._scalars(runner, "train")
         self._last_row = step
         self._write_row(runner, scalars, step)
         if not _by_epoch(runner):
-            self._begin_line(runner, scalars, step)
+            shown = {key: value for key, value in scalars.items() if key.startswith("train/")}
+            self._begin_line(runner, shown, step)
+
+    def _scalars(self, runner: Runner, mode: str) -> dict[str, float]:
+        """What the hub has of a mode, as it stands or smoothed."""
+        scalars = {}
+        for key, buffer in runner.message_hub.log_scalars.items():
+            if _mode_of(key) == mode and len(buffer):
+                scalars[key] = buffer.mean(self.window_size) if _is_smoothed(key) else buffer.current()
+        return scalars
 
     def _log_metrics(self, runner: Runner, mode: str, metrics: dict[str, float]) -> None:
         scalars = {f"{mode}/{name}": value for name, value in metrics.items()}
-        self._write_row(runner, scalars, runner.iter)
+        others = {key: value for key, value in self._scalars(runner, mode).items() if _TIME.search(key) is None}
+        self._write_row(runner, {**others, **scalars}, runner.iter)
         self._write_held(runner)
         if runner.mode == "train" and self._line:
             self._line.update(scalars)
@@ -393,6 +402,14 @@ def _over(runner: Runner, iterations: int) -> dict[str, float]:
     buffers = {key: buffer for key, buffer in histories if key.startswith("train/") and len(buffer)}
     means = {key: buffer.mean(iterations) for key, buffer in buffers.items() if not _APART.search(key)}
     return means | {key: buffer.current() for key, buffer in buffers.items() if _RATE.search(key)}
+
+
+@functools.cache
+def _mode_of(key: str) -> str:
+    """The mode whose rows have a scalar; ``step`` and ``epoch`` are every row's own."""
+    if key in ("step", "epoch"):
+        return ""
+    return next((mode for mode in ("val", "test") if key.startswith(f"{mode}/")), "train")
 
 
 @functools.cache

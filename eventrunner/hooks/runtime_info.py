@@ -25,7 +25,9 @@ _Keep: TypeAlias = Callable[[float], None]
 class RuntimeInfoHook(Hook):
     """Keep counters, learning rates, losses and metrics in ``runner.message_hub``.
 
-    Infos: ``epoch, iter, max_epochs, max_iters, loop_stage, seed, experiment_name, eventrunner_version``. Scalars:
+    Infos: ``epoch, iter, max_epochs, max_iters, seed, experiment_name, eventrunner_version``; ``loop_stage``, which is
+    ``train``, ``val`` or ``test`` as the innermost loop that runs, or None; and ``dataset_meta``, the ``metainfo`` of
+    the training's dataset where it has one. Scalars:
     ``train/lr`` (``train/lr/0`` … where there are several groups) as it is used in the iteration, ``train/grad_norm``
     where gradients are clipped, every one-element entry of train_step's dict as ``train/<key>`` (one that has the key
     of a rate, a norm or a time is refused), and ``val/<metric>``, ``test/<metric>``. Tensors on a device are kept and
@@ -36,7 +38,6 @@ class RuntimeInfoHook(Hook):
     mutates = ()
 
     def __init__(self) -> None:
-        self._last_stage: str | None = None
         # What keeps values is the hub's own histories', so that it needn't be asked for them at each iteration.
         self._optim: Any = None  # whose rates and norms these are
         self._rates: list[tuple[OptimWrapper, str, _Keep | None]] = []  # None where there are several groups
@@ -50,15 +51,24 @@ class RuntimeInfoHook(Hook):
             {"seed": runner.seed, "experiment_name": runner.experiment_name, "eventrunner_version": __version__},
             resumed=False,
         )
+        runner.message_hub.provide_info("loop_stage", lambda: _stage(runner))
 
     def before_train(self, runner: Runner) -> None:
         """Say how far the training is and how far it goes."""
-        hub, progress = runner.message_hub, runner.progress
-        infos = {"loop_stage": "train", "max_epochs": runner.max_epochs, "max_iters": runner.max_iters}
-        hub.update_info_dict(infos, resumed=False)
-        hub.provide_info("epoch", lambda: progress.epoch)
-        hub.provide_info("iter", lambda: progress.iter)
+        hub = runner.message_hub
+        hub.update_info_dict({"max_epochs": runner.max_epochs, "max_iters": runner.max_iters}, resumed=False)
+        hub.provide_info("dataset_meta", lambda: _dataset_meta(runner))
         self._optim, self._outputs, self._histories = None, {}, []  # another run has its own
+        self._count(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Count again where somebody else has written to the counters."""
+        self._count(runner)
+
+    def _count(self, runner: Runner) -> None:
+        progress = runner.progress
+        runner.message_hub.provide_info("epoch", lambda: progress.epoch)
+        runner.message_hub.provide_info("iter", lambda: progress.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates that the iteration uses."""
@@ -132,22 +142,9 @@ class RuntimeInfoHook(Hook):
         self._histories.append(runner.message_hub.history(key))
         return self._histories[-1]
 
-    def before_val(self, runner: Runner) -> None:
-        """Note the stage, remembering the one around it."""
-        self._last_stage = runner.message_hub.get_info("loop_stage")
-        runner.message_hub.update_info("loop_stage", "val", resumed=False)
-
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
         _keep_metrics(runner, "val", metrics)
-
-    def after_val(self, runner: Runner) -> None:
-        """Back to the stage around it."""
-        runner.message_hub.update_info("loop_stage", self._last_stage, resumed=False)
-
-    def before_test(self, runner: Runner) -> None:
-        """Note the stage."""
-        runner.message_hub.update_info("loop_stage", "test", resumed=False)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
@@ -156,3 +153,12 @@ class RuntimeInfoHook(Hook):
 
 def _keep_metrics(runner: Runner, mode: str, metrics: dict[str, float] | None) -> None:
     runner.message_hub.update_scalars({f"{mode}/{name}": value for name, value in (metrics or {}).items()})
+
+
+def _stage(runner: Runner) -> str | None:
+    loops = (("val", runner.val_loop), ("test", runner.test_loop), ("train", runner.train_loop))
+    return next((stage for stage, loop in loops if loop is not None and loop.running), None)
+
+
+def _dataset_meta(runner: Runner) -> Any:
+    return getattr(getattr(runner.train_dataloader, "dataset", None), "metainfo", None)
