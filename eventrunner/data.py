@@ -26,20 +26,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from eventrunner.checkpoint.codec import encode
 from eventrunner.errors import CheckpointError, OptionError, ResumeError
 from eventrunner.state import rng_state, set_rng_state
 
-__all__ = ["DataPosition", "batch_count", "check_loader", "samplers"]
+__all__ = ["DataPosition", "batch_count", "check_loader", "no_batch", "samplers"]
 
 
 def check_loader(name: str, loader: Any) -> None:
-    """Refuse what can't be passed over again and again, before a run is made with it.
+    """Refuse what doesn't give batches again and again, before a run is made with it.
 
     Raises:
-        OptionError: a dict (it takes the object itself), an iterator that is used up by one pass, or no iterable.
+        OptionError: a dict (it takes the object itself), an iterator that is used up by one pass, no iterable, or one
+            of samples, indices, letters or other dataloaders.
     """
     if isinstance(loader, Mapping):
         raise OptionError(f"{name} was given a dict; pass the object, such as a torch.utils.data.DataLoader.")
@@ -48,11 +49,30 @@ def check_loader(name: str, loader: Any) -> None:
             f"{name} was given a {type(loader).__name__}, which one pass uses up; pass an iterable that begins anew, "
             "such as a DataLoader or a list of batches."
         )
+    kind = type(loader).__name__
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):  # which may well give batches
+        raise OptionError(
+            f"{name} was given a dataset, of type {kind}, whose samples would be taken for batches; pass "
+            "DataLoader(dataset, batch_size=…), with batch_size=None where its items are batches."
+        )
+    if isinstance(loader, list | tuple) and any(isinstance(each, DataLoader | Dataset) for each in loader):
+        raise OptionError(
+            f"{name} was given a {kind} of {len(loader)} dataloaders, each of which would be taken for a batch; pass "
+            "one, such as a DataLoader of the ConcatDataset of their datasets."
+        )
+    if isinstance(loader, str | bytes | type | Sampler):
+        given = f"the class {loader.__name__}" if isinstance(loader, type) else f"an object of type {kind}"
+        raise OptionError(f"{name} was given {given}, which gives no batches; pass a DataLoader.")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise OptionError(
             f"{name} was given an object of type {type(loader).__name__}, which can't be iterated over; pass an "
             "iterable of batches, such as a DataLoader."
         )
+
+
+def no_batch(mode: str) -> OptionError:
+    """What is raised where a pass over the dataloader of train, val or test has no batch at all."""
+    return OptionError(f"the {mode}_dataloader gave no batch; check its dataset, batch_size and drop_last.")
 
 
 def batch_count(loader: Any) -> int | None:
@@ -101,7 +121,7 @@ class DataPosition:
             self._given, self._batch = self.consumed + 1, batch
             yield self.consumed, batch
         if not self.consumed:
-            raise OptionError("the train_dataloader gave no batch; check its dataset, batch_size and drop_last.")
+            raise no_batch("train")
         self.consumed = self._given = 0
         self._start, self._batch = {}, None
         self.passes += 1

@@ -118,6 +118,13 @@ def _by_name(metrics: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not name:
             raise OptionError(f"the evaluator's metrics need names that are strings, not {name!r}.")
         _require_metric(f"the evaluator's {name!r}", metric)
+    for name, metric in metrics.items():
+        others = [other for other, each in metrics.items() if each is metric and other != name]
+        if others:
+            raise OptionError(
+                f"the evaluator has one metric both as {name!r} and as {others[0]!r}, which would take each batch in "
+                "twice; give each name an object of its own."
+            )
     return dict(metrics)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eventrunner.data import DataPosition, batch_count
+from eventrunner.data import DataPosition, batch_count, no_batch
 from eventrunner.device import batch_mover
 from eventrunner.state import rng_state, set_rng_state
 from eventrunner.steps import Step, bind_step, check_outputs, loss_of
@@ -272,7 +272,11 @@ class EvalLoop:
         self._move = batch_mover(runner.device)
 
     def run(self) -> dict[str, float]:
-        """Evaluate; returns the metrics by name."""
+        """Evaluate; returns the metrics by name.
+
+        Raises:
+            OptionError: there was no batch.
+        """
         self.running = True
         try:
             return self._run()
@@ -290,9 +294,12 @@ class EvalLoop:
         runner.model.eval()
         self.evaluator.reset()
         try:
+            batch_idx = -1
             with torch.no_grad():
                 for batch_idx, data_batch in enumerate(self.dataloader):
                     self.run_iter(batch_idx, data_batch)
+            if batch_idx < 0:  # the metrics would be those of nothing, and might be the best
+                raise no_batch(mode)
             metrics = self.evaluator.evaluate()
         finally:
             for module, training in modes:

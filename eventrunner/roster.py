@@ -54,6 +54,7 @@ class Roster:
         if not isinstance(hook, Hook):
             raise HookError(f"registering {hook!r}: a hook is an instance of Hook or a dict with its type and options.")
         number = get_priority(hook.priority if priority is None else priority)
+        _check_state(hook)
         self._take(hook)
         hook.check_run(self._runner)
         handle = connect_hook(self._runner.bus, hook, self._runner, number)
@@ -118,6 +119,18 @@ def _state_of(hook: Hook) -> Any:
         return copy.deepcopy(hook.state_dict()) if isinstance(hook, Stateful) else None
     except Exception:  # noqa: BLE001  # its state is made in a run
         return None
+
+
+def _check_state(hook: Hook) -> None:
+    """Refuse a hook whose state would be saved and not be put back, or the reverse."""
+    methods = ("state_dict", "load_state_dict")
+    missing = [method for method in methods if not callable(getattr(hook, method, None))]
+    if len(missing) == 1:
+        (there,) = set(methods).difference(missing)
+        raise HookError(
+            f"registering {type(hook).__name__}: it has a {there} and no {missing[0]}, so that its state would be lost "
+            "in a resumed run; give it both, or neither."
+        )
 
 
 def _chosen(name: str, hook: Any) -> Any:

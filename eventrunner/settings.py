@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eventrunner.data import batch_count, check_loader
+from eventrunner.data import batch_count, check_loader, no_batch
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
 from eventrunner.lanes import BACKENDS
@@ -140,8 +140,14 @@ class Training:
             )
         planned = Planned.of(settings.by_epoch, settings.maximum, batch_count(given["train_dataloader"]))
         check_steps(schedules, planned)
-        remarks = tuple(("param_scheduler", remark) for remark in unit_remarks(schedules, planned))
-        return cls(given["train_dataloader"], settings, optim, schedules, updates_itself, remarks)
+        remarks = [("param_scheduler", remark) for remark in unit_remarks(schedules, planned)]
+        if left_out := _left_out(model, optimizers.values()):
+            remarks.append(("optimizer", left_out))
+        if validation is not None and settings.val_begin > settings.maximum:
+            remarks.append(
+                ("train_cfg", f"nothing is validated: the training ends before val_begin={settings.val_begin}.")
+            )
+        return cls(given["train_dataloader"], settings, optim, schedules, updates_itself, tuple(remarks))
 
 
 def check_evaluation(mode: str, model: nn.Module, dataloader: Any, metrics: Any, step: Step | None) -> Evaluator | None:
@@ -155,6 +161,8 @@ def check_evaluation(mode: str, model: nn.Module, dataloader: Any, metrics: Any,
             raise OptionError(f"{mode}_evaluator is given without {mode}_dataloader: there is nothing to evaluate.")
         return None
     check_loader(f"{mode}_dataloader", dataloader)
+    if batch_count(dataloader) == 0:
+        raise no_batch(mode)
     if metrics is None:
         raise OptionError(f"{mode}_dataloader is given without {mode}_evaluator, as in {{'accuracy': metric}}.")
     if step is None and not callable(getattr(model, "val_step", None)):
@@ -195,6 +203,20 @@ def check_parameters(model: nn.Module, optimizers: Iterable[torch.optim.Optimize
                 f"{type(model).__name__}, and wouldn't be saved with it; make the optimizer of model.parameters(), and "
                 "whatever else is trained a part of the model."
             )
+
+
+def _left_out(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> str:
+    """Say which parameters require gradients and are no optimizer's; empty where there are none."""
+    held = {id(each) for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    wanted = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names = [name for name, parameter in wanted if id(parameter) not in held]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} of the {len(wanted)} parameters of {type(model).__name__} that require gradients are in no "
+        f"optimizer and stay as they are ({listed(names[:3])}{', …' if len(names) > 3 else ''}); where that is meant, "
+        "requires_grad_(False) says so."
+    )
 
 
 def compile_options(given: Any) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import torch
 
 from eventrunner.errors import OptionError, listed
 from eventrunner.signature import where
+from eventrunner.task import inert_kind
 
 __all__ = ["Step", "bind_step", "check_outputs", "check_step", "loss_of", "takes_optimizer"]
 
@@ -40,11 +41,17 @@ def check_step(function: Step | None, model: Any, method: str) -> None:
     """Refuse a step that can't be called with what the loop has, before any batch was loaded for it.
 
     Raises:
-        OptionError: there is neither a function nor a method, or it has other parameters.
+        OptionError: there is neither a function nor a method, it has other parameters, or a ``yield`` or ``await``.
     """
     step = getattr(model, method, None) if function is None else function
     if not callable(step):
         raise OptionError(f"{method}={step!r} can't be called; give a function of (model, batch).")
+    kind = inert_kind(step)
+    if kind:
+        raise OptionError(
+            f"{method} in {where(step)} gives a {kind}, of which nothing runs until it is driven; write a plain "
+            "function that returns its result."
+        )
     positional = ["batch"] if function is None else ["model", "batch"]
     keywords = ["optim_wrapper"] if method == "train_step" and takes_optimizer(step) else []
     try:

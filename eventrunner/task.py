@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from eventrunner.errors import LaneError, OptionError, did_you_mean, listed
 from eventrunner.importable import check_sendable
 
-__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice", "is_async"]
+__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice", "inert_kind", "is_async"]
 
 OnFull = Literal["wait", "coalesce", "drop_oldest", "error"]
 WORKERS = ("thread", "process")
@@ -158,9 +158,23 @@ def call_in_process(pickled: bytes) -> BaseException | None:
 
 def is_async(call: Any) -> bool:
     """Whether a call gives something to be awaited, as far as can be told without calling it."""
+    return inert_kind(call) == "coroutine"
+
+
+def inert_kind(call: Any) -> str:
+    """What a call gives that runs nothing until it is driven: a generator or a coroutine; empty where it does neither.
+
+    As far as can be told without calling it.
+    """
     while isinstance(call, functools.partial):
         call = call.func
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
+    kinds = {
+        "generator": inspect.isgeneratorfunction,
+        "async generator": inspect.isasyncgenfunction,
+        "coroutine": inspect.iscoroutinefunction,
+    }
+    functions = (call, type(call).__call__)
+    return next((kind for kind, test in kinds.items() if any(map(test, functions))), "")
 
 
 def _check_options(task: Task) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     Subset,
+    TensorDataset,
     WeightedRandomSampler,
     get_worker_info,
 )
@@ -887,19 +888,49 @@ REFUSED = [
         "x_dataloader was given an object of type int, which can't be iterated over; pass an iterable of batches, such "
         "as a DataLoader.",
     ),
+    (
+        TensorDataset(torch.zeros(4, 2)),
+        "x_dataloader was given a dataset, of type TensorDataset, whose samples would be taken for batches; pass "
+        "DataLoader(dataset, batch_size=…), with batch_size=None where its items are batches.",
+    ),
+    (
+        Subset(TensorDataset(torch.zeros(4, 2)), [1]),
+        "x_dataloader was given a dataset, of type Subset, whose samples would be taken for batches; pass "
+        "DataLoader(dataset, batch_size=…), with batch_size=None where its items are batches.",
+    ),
+    (
+        [DataLoader([1]), DataLoader([2])],
+        "x_dataloader was given a list of 2 dataloaders, each of which would be taken for a batch; pass one, such as a "
+        "DataLoader of the ConcatDataset of their datasets.",
+    ),
+    (
+        (TensorDataset(torch.zeros(4, 2)),),
+        "x_dataloader was given a tuple of 1 dataloaders, each of which would be taken for a batch; pass one, such as "
+        "a DataLoader of the ConcatDataset of their datasets.",
+    ),
+    (
+        RandomSampler([1, 2]),
+        "x_dataloader was given an object of type RandomSampler, which gives no batches; pass a DataLoader.",
+    ),
+    (
+        BatchSampler(RandomSampler([1, 2]), 2, drop_last=False),
+        "x_dataloader was given an object of type BatchSampler, which gives no batches; pass a DataLoader.",
+    ),
+    (DataLoader, "x_dataloader was given the class DataLoader, which gives no batches; pass a DataLoader."),
+    ("data/train", "x_dataloader was given an object of type str, which gives no batches; pass a DataLoader."),
 ]
 
 
 @pytest.mark.parametrize(("loader", "said"), REFUSED, ids=lambda value: type(value).__name__)
 def test_what_is_no_loader_is_refused(loader: Any, said: str) -> None:
-    """A config dict, what one pass uses up, and what can't be iterated over."""
+    """A config dict, what one pass uses up, what can't be iterated over, and what gives something else than batches."""
     with pytest.raises(OptionError) as caught:
         check_loader("x_dataloader", loader)
     assert str(caught.value) == said
 
 
 def test_what_can_be_passed_over_again_is_a_loader() -> None:
-    """Lists, DataLoaders, datasets by index, and iterators with a length that begin anew by themselves."""
+    """Lists, DataLoaders, iterable datasets (of batches), and iterators with a length that begin anew by themselves."""
 
     class Renewing:
         def __iter__(self) -> Renewing:
@@ -911,5 +942,13 @@ def test_what_can_be_passed_over_again_is_a_loader() -> None:
         def __len__(self) -> int:
             return 0
 
-    for loader in ([1], shuffled(), Noisy(), Renewing()):
+    class ByIndex:
+        def __getitem__(self, index: int) -> int:
+            raise IndexError
+
+    class Batches(IterableDataset[int]):
+        def __iter__(self) -> Any:
+            return iter([1])
+
+    for loader in ([1], shuffled(), Batches(), ByIndex(), Renewing()):
         check_loader("x_dataloader", loader)

@@ -50,6 +50,49 @@ def the(kind: type[Hook], runner: Runner) -> Any:
     return found
 
 
+class Saves(Hook):
+    """Would lose its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class Loads(Hook):
+    """Has none to load."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class Attribute(Saves):
+    """Has something of that name that is no method."""
+
+    load_state_dict: Any = None
+
+
+@pytest.mark.parametrize(
+    ("hook", "there", "missing"),
+    [
+        (Saves(), "state_dict", "load_state_dict"),
+        (Attribute(), "state_dict", "load_state_dict"),
+        (Loads(), "load_state_dict", "state_dict"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Hook) else "",
+)
+def test_half_a_state_is_refused(make_runner: MakeRunner, hook: Hook, there: str, missing: str) -> None:
+    """At registration: at a resume it would be too late."""
+    runner = make_runner()
+    before = str(runner.bus.describe(runner))
+    with pytest.raises(HookError) as caught:
+        runner.register_hook(hook)
+    assert str(caught.value) == (
+        f"registering {type(hook).__name__}: it has a {there} and no {missing}, so that its state would be lost in a "
+        "resumed run; give it both, or neither."
+    )
+    assert str(runner.bus.describe(runner)) == before
+    assert hook not in runner.hooks
+
+
 def test_a_run_has_six_hooks_with_their_priorities(make_runner: MakeRunner) -> None:
     """Those of MMEngine, in its order."""
     assert listed(make_runner()) == SIX

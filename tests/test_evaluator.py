@@ -353,3 +353,14 @@ class TestTorchmetrics:
         code = "import sys, eventrunner.evaluator; sys.exit('torchmetrics' in sys.modules)"
 
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_metric_under_two_names_is_refused() -> None:
+    """It would be updated twice for each batch, and be wrong as both."""
+    metric = Mean()
+    with pytest.raises(OptionError) as caught:
+        Evaluator({"a": Mean(), "b": metric, "c": metric})
+    assert str(caught.value) == (
+        "the evaluator has one metric both as 'b' and as 'c', which would take each batch in twice; give each name an "
+        "object of its own."
+    )

@@ -417,6 +417,36 @@ def test_a_loader_without_batches_is_an_error(make_runner: MakeRunner) -> None:
             runner.train()
 
 
+@pytest.mark.parametrize("mode", ["val", "test"])
+@pytest.mark.parametrize("loader", [[], DataLoader(TensorDataset(torch.zeros(0, 2)), 2)], ids=["list", "DataLoader"])
+def test_an_evaluation_of_no_batch_is_refused_when_the_runner_is_made(
+    make_runner: MakeRunner, mode: str, loader: Any
+) -> None:
+    """Its metrics would be those of nothing, and the best so far."""
+    given = {f"{mode}_dataloader": loader, f"{mode}_evaluator": {"mse": MeanSquaredError()}, "val_step": val_step}
+    with pytest.raises(OptionError, match=rf"^the {mode}_dataloader gave no batch; check its dataset, batch_size and"):
+        make_runner(**given)
+
+
+@pytest.mark.parametrize("mode", ["val", "test"])
+def test_an_evaluation_that_turns_out_to_have_no_batch_is_an_error(make_runner: MakeRunner, mode: str) -> None:
+    """A loader without a length shows it when it is passed over; no metric is computed, and every mode is put back."""
+
+    class Nothing:
+        def __iter__(self) -> Any:
+            return iter(())
+
+    metric = MeanSquaredError()
+    given = {f"{mode}_dataloader": Nothing(), f"{mode}_evaluator": {"mse": metric}, "val_step": val_step}
+    runner = make_runner(**given)
+    seen: list[Any] = []
+    runner.on(f"after_{mode}_epoch")(lambda runner: seen.append(runner))
+    with pytest.raises(OptionError, match=rf"^the {mode}_dataloader gave no batch"):
+        getattr(runner, mode)()
+    assert seen == []
+    assert runner.model.training
+
+
 # Stopping
 
 

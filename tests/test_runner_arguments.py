@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def with_val(**changes: Any) -> dict[str, Any]:
     }
 
 
+def yields(model: Any, batch: Any) -> Any:
+    """A step of which nothing would run."""
+    yield 1
+
+
+async def waits(model: Any, batch: Any) -> Any:
+    """Another."""
+
+
 def three_arguments(model: Any, batch: Any, extra: Any) -> Any:
     """A step that wants more than there is."""
     raise AssertionError
@@ -124,6 +134,21 @@ CASES: dict[str, tuple[Any, str]] = {
         f"train_step(model: 'Any', batch: 'Any', extra: 'Any') -> 'Any' in {__file__}:"
         f"{three_arguments.__code__.co_firstlineno} can't be called with (model, batch): missing a required argument: "
         "'extra'.",
+    ),
+    "a train_step with a yield": (
+        lambda: {"train_step": yields},
+        f"train_step in {__file__}:{yields.__code__.co_firstlineno} gives a generator, of which nothing runs until it "
+        "is driven; write a plain function that returns its result.",
+    ),
+    "an async train_step": (
+        lambda: {"train_step": functools.partial(waits)},
+        f"train_step in {__file__}:{waits.__code__.co_firstlineno} gives a coroutine, of which nothing runs until it "
+        "is driven; write a plain function that returns its result.",
+    ),
+    "a val_step with a yield": (
+        lambda: with_val(val_step=yields),
+        f"val_step in {__file__}:{yields.__code__.co_firstlineno} gives a generator, of which nothing runs until it "
+        "is driven; write a plain function that returns its result.",
     ),
     "several optimizers without a step for them": (
         of_model(lambda model: {"optimizer": None, "optim_wrapper": {"only": sgd(model)}}),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import MakeRunner
 from torch import nn
 
 from eventrunner.errors import OptionError
@@ -104,6 +105,64 @@ def test_an_optimizer_of_parts_of_the_model_is_fine() -> None:
     model[1].weight = model[0].weight
     check_parameters(model, [torch.optim.SGD(model[0].parameters(), lr=0.1)])
     check_parameters(nn.ReLU(), [])
+
+
+def frozen_body() -> nn.Module:
+    """Two layers, the first of which is frozen."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def tied() -> nn.Module:
+    """Two layers with one weight."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "said"),
+    [
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+            ["0"],
+            "2 of the 4 parameters of Sequential that require gradients are in no optimizer and stay as they are "
+            "(1.weight, 1.bias); where that is meant, requires_grad_(False) says so.",
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)),
+            ["2"],
+            "4 of the 6 parameters of Sequential that require gradients are in no optimizer and stay as they are "
+            "(0.weight, 0.bias, 1.weight, …); where that is meant, requires_grad_(False) says so.",
+        ),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["0", "1"], None),
+        (frozen_body(), ["1"], None),
+        (tied(), ["0"], None),
+    ],
+)
+def test_parameters_that_no_optimizer_has_are_said_once(
+    make_runner: MakeRunner, capsys: pytest.CaptureFixture[str], model: nn.Module, parts: list[str], said: str | None
+) -> None:
+    """They would never learn; those that are frozen aren't meant to, and several optimizers may share the rest."""
+    optimizers = {f"of_{part}": torch.optim.SGD(model.get_submodule(part).parameters(), lr=0.1) for part in parts}
+
+    def step(model: nn.Module, batch: Any, optim_wrapper: Any) -> None:
+        for wrapper in optim_wrapper.values():
+            wrapper.update_params(model(batch[0]).sum())
+
+    runner = make_runner(model=model, optim_wrapper=optimizers, train_step=step, log_level="WARNING")
+    runner.train()
+    expected = [] if said is None else [f'reason="{said}"']
+    assert [line.partition("event=optimizer ")[2] for line in capsys.readouterr().out.splitlines()] == expected
+
+
+def test_a_validation_that_never_comes_is_said(make_runner: MakeRunner, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trial may be so short; else neither the best nor a plateau would ever be found."""
+    make_runner(val=True, train_cfg={"max_epochs": 2, "val_begin": 3}, log_level="WARNING")
+    assert 'reason="nothing is validated: the training ends before val_begin=3."' in capsys.readouterr().out
+    make_runner(val=True, train_cfg={"max_epochs": 3, "val_begin": 3}, log_level="WARNING")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_optimizer_of_something_else_is_refused() -> None:
