@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from eventrunner.hook import Hook as Hook
     from eventrunner.hook import connect_hook as connect_hook
     from eventrunner.hook import options as options
+    from eventrunner.loops import EpochBasedTrainLoop as EpochBasedTrainLoop
+    from eventrunner.loops import IterBasedTrainLoop as IterBasedTrainLoop
     from eventrunner.modules import watch_modules as watch_modules
     from eventrunner.optim import OptimWrapper as OptimWrapper
     from eventrunner.priority import Priority as Priority
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bus": "bus",
     "Checkpointer": "checkpointer",
+    "EpochBasedTrainLoop": "loops",
     "HOOKS": "registry",
     "HistoryBuffer": "history",
     "Hook": "hook",
+    "IterBasedTrainLoop": "loops",
     "MessageHub": "history",
     "OptimWrapper": "optim",
     "Priority": "priority",

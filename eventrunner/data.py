@@ -29,10 +29,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from eventrunner.checkpoint.codec import encode
-from eventrunner.errors import CheckpointError, OptionError, ResumeError
+from eventrunner.errors import CheckpointError, OptionError, ResumeError, did_you_mean
 from eventrunner.state import rng_state, set_rng_state
 
-__all__ = ["DataPosition", "batch_count", "check_loader", "no_batch", "samplers"]
+__all__ = ["DataPosition", "batch_count", "build_dataloader", "check_loader", "no_batch", "samplers"]
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -73,6 +73,32 @@ def check_loader(name: str, loader: Any) -> None:
 def no_batch(mode: str) -> OptionError:
     """What is raised where a pass over the dataloader of train, val or test has no batch at all."""
     return OptionError(f"the {mode}_dataloader gave no batch; check its dataset, batch_size and drop_last.")
+
+
+def build_dataloader(given: Any, seed: int | None = None) -> Any:
+    """Return a loader as it is, or a ``DataLoader`` made of a dict of its arguments.
+
+    Args:
+        given: The loader, or the dict.
+        seed: Of a generator for the new loader's draws; without one they are the global generator's.
+
+    Raises:
+        OptionError: an argument that ``DataLoader`` doesn't have, a config in place of an object, or no loader.
+    """
+    if not isinstance(given, Mapping):
+        check_loader("build_dataloader()", given)
+        return given
+    known = inspect.signature(DataLoader).parameters
+    for name, value in given.items():
+        if name not in known:
+            near = did_you_mean(str(name), known) or "."
+            raise OptionError(f"build_dataloader(): DataLoader has no argument {name!r}{near}")
+        if isinstance(value, Mapping) and "type" in value:
+            raise OptionError(f"build_dataloader(): {name}={value!r} is a config; give the object itself.")
+    if "dataset" not in given:
+        raise OptionError("build_dataloader() was given a dict without 'dataset'; give DataLoader's arguments.")
+    generator = {} if seed is None else {"generator": torch.Generator().manual_seed(seed)}
+    return DataLoader(**{**generator, **given})
 
 
 def batch_count(loader: Any) -> int | None:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from eventrunner.runner import Runner
     from eventrunner.settings import TrainSettings
 
-__all__ = ["EvalLoop", "TrainLoop"]
+__all__ = ["EpochBasedTrainLoop", "EvalLoop", "IterBasedTrainLoop", "TrainLoop"]
 
 
 class TrainLoop:
-    """Training, by epochs or by iterations: one iteration, the nested validations, and the stop.
+    """What training by epochs and by iterations share: one iteration, the nested validations, and the stop.
 
     By iterations the data is passed over as often as that takes, and to receivers the whole training is one epoch:
     ``before_train_epoch`` and ``after_train_epoch`` are passed once, and ``batch_idx`` is the iteration.
@@ -45,7 +45,6 @@ class TrainLoop:
         self.running = False
         self.stop_training = False
         """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
-        self.run = self._run_by_epoch if self.by_epoch else self._run_by_iter
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
@@ -209,7 +208,11 @@ class TrainLoop:
         if emit:
             emit(self.runner)
 
-    def _run_by_epoch(self) -> None:
+
+class EpochBasedTrainLoop(TrainLoop):
+    """Training by epochs."""
+
+    def run(self) -> None:
         """Train from where the progress stands to the last epoch, or to a stop."""
         self.begin()
         while self.progress.epoch < self._maximum and not self.stop_training:
@@ -230,7 +233,11 @@ class TrainLoop:
         self._end_epoch()
         return True
 
-    def _run_by_iter(self) -> None:
+
+class IterBasedTrainLoop(TrainLoop):
+    """Training by iterations."""
+
+    def run(self) -> None:
         """Train from where the progress stands to the last iteration, or to a stop."""
         progress = self.progress
         self.begin()

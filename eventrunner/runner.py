@@ -19,7 +19,9 @@ from eventrunner import dist
 from eventrunner.account import RunAccount, account_of, write_trace
 from eventrunner.bus import Bus, default_bus
 from eventrunner.checkpoint import Store
+from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.saver import WRITE_LANE, Save, Saver
+from eventrunner.data import build_dataloader, check_loader
 from eventrunner.device import resolve_device
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
@@ -29,7 +31,7 @@ from eventrunner.hook import Hook, HookHandle
 from eventrunner.lanes import Lanes
 from eventrunner.ledger import Ledger
 from eventrunner.log import RunLog
-from eventrunner.loops import EvalLoop, TrainLoop
+from eventrunner.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
 from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.priority import Priority
@@ -207,12 +209,13 @@ class Runner:
     def _init_training(self, training: Training | None) -> None:
         self.optim_wrapper: Any = None
         self.param_schedulers: Any = []
-        self.train_loop: TrainLoop | None = None
+        self.train_loop: EpochBasedTrainLoop | IterBasedTrainLoop | None = None
         self.updates_itself = False
         if training is not None:
             self.optim_wrapper, self.param_schedulers = training.optim, training.schedules
             self.updates_itself = training.updates_itself
-            self.train_loop = TrainLoop(self, training.dataloader, training.settings)
+            loop = EpochBasedTrainLoop if training.settings.by_epoch else IterBasedTrainLoop
+            self.train_loop = loop(self, training.dataloader, training.settings)
             for argument, remark in training.remarks:
                 self.logger.warning(argument, reason=remark)
 
@@ -255,8 +258,15 @@ class Runner:
 
     @property
     def train_dataloader(self) -> Any:
-        """The train loop's dataloader."""
+        """The train loop's dataloader; one that is set is used from the next epoch on."""
         return None if self.train_loop is None else self.train_loop.dataloader
+
+    @train_dataloader.setter
+    def train_dataloader(self, loader: Any) -> None:
+        if self.train_loop is None:
+            raise OptionError("setting train_dataloader of a Runner that was made without a training.")
+        check_loader("train_dataloader", loader)
+        self.train_loop.dataloader = loader
 
     @property
     def val_dataloader(self) -> Any:
@@ -267,6 +277,13 @@ class Runner:
     def test_dataloader(self) -> Any:
         """The test loop's dataloader."""
         return None if self.test_loop is None else self.test_loop.dataloader
+
+    build_dataloader = staticmethod(build_dataloader)
+
+    @property
+    def _resume(self) -> bool:
+        """Whether the run goes on with an earlier one, by the name that MMEngine's hooks ask for."""
+        return bool(self.resume)
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -475,22 +492,41 @@ class Runner:
 
     def save_checkpoint(
         self,
-        name: str,
+        out_dir: PathLike,
+        filename: str | None = None,
+        *,
         save_optimizer: bool = True,
         save_param_scheduler: bool = True,
         meta: Mapping[str, Any] | None = None,
+        by_epoch: bool | None = None,
+        backend_args: None = None,
     ) -> Path | None:
-        """Save the run's state as folder *name*, complete and durable when this returns; None on other ranks.
+        """Save the run's state as a folder, complete and durable when this returns; None on other ranks.
+
+        Args:
+            out_dir: Where to save; or, without *filename*, the folder's name where this run's checkpoints are.
+            filename: The folder's name in *out_dir*.
+            save_optimizer: Whether the optimizer's state is saved; without it the checkpoint can't be resumed from.
+            save_param_scheduler: The same of the schedulers' states.
+            meta: Anything to note in the manifest.
+            by_epoch: MMEngine's, as the next; of no use here, where the counters say what is complete.
+            backend_args: See *by_epoch*.
 
         Raises:
             CheckpointError: something in the state can't be held by a checkpoint.
             OSError: the disk refused; nothing was changed.
         """
-        save = self.begin_save(name, meta, save_optimizer=save_optimizer, save_param_scheduler=save_param_scheduler)
-        if save is None or self.saver is None:
+        if not self.is_main:
             return None
-        self.saver.wait()
-        return save.path
+        folder, name = (self.checkpoint_dir, str(out_dir)) if filename is None else (Path(out_dir).absolute(), filename)
+        saver = self.saver or self.make_saver(mode="sync")
+        with contextlib.ExitStack() as stack:
+            if folder != self.checkpoint_dir:
+                stack.enter_context(FolderLock(folder))
+                saver = Saver(Store(folder), mode="sync", format=saver.format, guards=self.bus.guards)
+            save = self.begin_save(name, meta, None, None, save_optimizer, save_param_scheduler, saver)
+            saver.wait()
+        return None if save is None else save.path
 
     def begin_save(
         self,
@@ -500,6 +536,7 @@ class Runner:
         then: Callable[[], None] | None = None,
         save_optimizer: bool = True,
         save_param_scheduler: bool = True,
+        saver: Saver | None = None,
     ) -> Save | None:
         """Snapshot the run's state and have it committed as folder *name* beside the training; None on other ranks.
 
@@ -510,6 +547,7 @@ class Runner:
             then: Called on this thread when ``after_commit_checkpoint`` has been passed.
             save_optimizer: As in :meth:`save_checkpoint`.
             save_param_scheduler: As there.
+            saver: Who saves; by default the one of the run's folder of checkpoints.
 
         Raises:
             CheckpointError: something in the state can't be held by a checkpoint.
@@ -519,7 +557,7 @@ class Runner:
         requested = time.perf_counter()
         checkpoint = gather(self, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        saver = self.saver or self.make_saver(mode="sync")
+        saver = saver or self.saver or self.make_saver(mode="sync")
         done = functools.partial(self._end_save, on_done, then)
         step, epoch = self.progress.step, self.progress.epochs_completed
         return saver.save(
