@@ -8,16 +8,30 @@ with another number of tensors is refused.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from eventrunner.errors import OptionError
+from eventrunner.state import check_initialized
 
-__all__ = ["ExponentialMovingAverage", "MomentumAnnealingEMA", "StochasticWeightAverage", "WeightAverage"]
+__all__ = [
+    "ExponentialMovingAverage",
+    "MomentumAnnealingEMA",
+    "StochasticWeightAverage",
+    "WeightAverage",
+    "by_memory",
+    "copy_extra_state",
+    "paired_buffers",
+    "paired_parameters",
+]
+
+Pair = tuple[Tensor, Tensor]
+"""A tensor of the average, and the model's."""
 
 
 class WeightAverage(AveragedModel):
@@ -29,6 +43,8 @@ class WeightAverage(AveragedModel):
 
     The first update copies, and after it every ``interval``-th averages; at each of these, buffers are copied. The
     others only count. With weights in bfloat16 or float16 a small momentum is lost in rounding: average in float32.
+    A buffer that the model makes or resizes later is taken over as it is. What modules return from
+    ``get_extra_state`` isn't followed, as it may be large: call :func:`copy_extra_state` before you use the average.
 
     The state has the model's keys behind ``module.``, and ``n_averaged``, the number of calls so far: torch's keys.
 
@@ -40,7 +56,7 @@ class WeightAverage(AveragedModel):
         update_buffers: average the floating-point buffers as well (BatchNorm's statistics, say).
 
     Raises:
-        OptionError: interval is not an int from 1.
+        OptionError: interval is not an int from 1, or the model's parameters are made by its first forward pass.
     """
 
     def __init__(
@@ -50,6 +66,7 @@ class WeightAverage(AveragedModel):
         device: torch.device | str | None = None,
         update_buffers: bool = False,
     ) -> None:
+        check_initialized(type(self).__name__, model)
         super().__init__(model, None if device is None else torch.device(device), use_buffers=update_buffers)
         self.interval = _count("interval", interval)
         self.module.requires_grad_(False)
@@ -76,20 +93,19 @@ class WeightAverage(AveragedModel):
         if steps % self.interval == 0:
             self._take_in(model, 1.0 if steps == 0 else self.weight(steps))
         elif not self.use_buffers:  # what isn't averaged follows the model at every call
-            self._copy(_pairs("buffers", self.module.buffers(), model.buffers()))
+            self._copy(paired_buffers(self.module, model))
         self.n_averaged.add_(1)
 
     def _take_in(self, model: torch.nn.Module, weight: float) -> None:
-        params = _pairs("parameters", self.module.parameters(), model.parameters())
-        buffers = _pairs("buffers", self.module.buffers(), model.buffers())
-        averaged, copied = (params + buffers, []) if self.use_buffers else (params, buffers)
+        params, buffers = paired_parameters(self.module, model), paired_buffers(self.module, model)
+        averaged, copied = (params + _distinct(buffers), []) if self.use_buffers else (params, buffers)
         blended = [pair for pair in averaged if weight < 1.0 and _can_blend(pair[0])]
         copied = copied + [pair for pair in averaged if weight == 1.0 or not _can_blend(pair[0])]
         if blended:
             torch._foreach_lerp_([a for a, _ in blended], [_alike(v, a) for a, v in blended], weight)
         self._copy(copied)
 
-    def _copy(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _copy(self, pairs: list[Pair]) -> None:
         if pairs:
             torch._foreach_copy_([average for average, _ in pairs], [value for _, value in pairs])
 
@@ -155,17 +171,82 @@ class MomentumAnnealingEMA(WeightAverage):
         return max(self.momentum, self.gamma / (self.gamma + steps))
 
 
-def _pairs(what: str, averages: Iterable[Tensor], values: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def copy_extra_state(model: nn.Module, average: nn.Module) -> None:
+    """Give the modules of *average* copies of what those of *model* return from ``get_extra_state``."""
+    for theirs, ours in zip(model.modules(), average.modules(), strict=False):
+        kind = type(theirs)
+        if kind.get_extra_state is not nn.Module.get_extra_state and kind.set_extra_state is not (
+            nn.Module.set_extra_state
+        ):
+            ours.set_extra_state(copy.deepcopy(theirs.get_extra_state()))
+
+
+def paired_parameters(average: nn.Module, model: nn.Module) -> list[Pair]:
+    """Return the parameters of the two, in the model's order.
+
+    Raises:
+        OptionError: the one has more than the other.
+    """
+    return _pairs("parameters", average.parameters(), model.parameters())
+
+
+def paired_buffers(average: nn.Module, model: nn.Module) -> list[Pair]:
+    """Return the buffers of the two, in the model's order; *average* is given those that were made or resized since.
+
+    Raises:
+        OptionError: the one has more than the other, as it has other modules.
+    """
+    if list(map(Tensor.size, average.buffers())) != list(map(Tensor.size, model.buffers())):
+        _take_over_buffers(average, model)
+    return _pairs("buffers", average.buffers(), model.buffers())
+
+
+def by_memory(pairs: Iterable[Pair]) -> Iterable[list[Pair]]:
+    """Group pairs whose values share memory, as views do, and parameters that are tied by their ``data``."""
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(_memory_of(pair[1]), []).append(pair)
+    return groups.values()
+
+
+def _memory_of(tensor: Tensor) -> int:
+    shared = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return shared or id(tensor)
+
+
+def _distinct(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs without those whose average is the memory of an earlier one, which would be averaged twice."""
+    return list({(_memory_of(a), a.shape, a.stride() if _can_blend(a) else ()): (a, v) for a, v in pairs}.values())
+
+
+def _take_over_buffers(average: nn.Module, model: nn.Module) -> None:
+    place = next((tensor.device for tensor in average.parameters()), None)
+    modules = dict(average.named_modules())
+    for path, theirs in model.named_modules():
+        ours = modules.get(path, theirs)
+        for name, value in theirs.named_buffers(recurse=False, remove_duplicate=False):
+            if _size(ours, name) != value.size():
+                persistent = name not in theirs._non_persistent_buffers_set  # noqa: SLF001  # torch doesn't tell it
+                ours.register_buffer(name, value.detach().clone().to(place), persistent)
+
+
+def _size(module: nn.Module, name: str) -> torch.Size | None:
+    buffer = getattr(module, name, None)
+    return None if buffer is None else buffer.size()
+
+
+def _pairs(what: str, averages: Iterable[Tensor], values: Iterable[Tensor]) -> list[Pair]:
     ours, theirs = list(averages), list(values)
     if len(ours) != len(theirs):
         raise OptionError(
-            f"update_parameters was given a model with {len(theirs)} {what}; the average has {len(ours)}."
+            f"averaging a model of {len(theirs)} {what}, where its average has {len(ours)}: make the average when the "
+            "model has them all, after one forward pass if that makes them."
         )
     return list(zip(ours, theirs, strict=True))
 
 
 def _can_blend(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+    return tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _alike(value: Tensor, average: Tensor) -> Tensor:

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Progress", "Stateful", "rng_state", "seed_all", "set_rng_state"]
+from eventrunner.errors import OptionError, listed
+
+__all__ = ["Progress", "Stateful", "check_initialized", "rng_state", "seed_all", "set_rng_state"]
 
 
 @runtime_checkable
@@ -26,6 +30,20 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Go on where :meth:`state_dict` was taken."""
+
+
+def check_initialized(user: str, model: nn.Module) -> None:
+    """Refuse a model with lazy modules that no forward pass has given their shapes.
+
+    Raises:
+        OptionError: there is one; the message says what to do, and for which *user*.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise OptionError(
+            f"{user} was given a model whose {listed(lazy[:5])} have no shape yet; run one forward pass first, with a "
+            "batch as those of the training."
+        )
 
 
 @dataclass(slots=True)

@@ -187,6 +187,44 @@ class TestBuffers:
         assert average.module.running_mean.tolist() == [1.0, 1.0]
         assert average.steps == 2
 
+    def test_a_buffer_that_the_model_makes_or_resizes_is_taken_over(self) -> None:
+        """As a cache of positions that grows with the longest sequence so far."""
+        model = nn.Module()
+        model.register_buffer("cache", None)
+        model.register_buffer("table", torch.zeros(2), persistent=False)
+        average = ExponentialMovingAverage(model, momentum=0.25)
+        model.cache, model.table = torch.ones(3), torch.ones(4)
+        average.update_parameters(model)
+        model.table = torch.full((6,), 2.0)
+        average.update_parameters(model)
+
+        assert average.module.cache.tolist() == [1.0] * 3
+        assert average.module.table.tolist() == [2.0] * 6
+        assert list(average.module.state_dict()) == ["cache"]
+
+    def test_buffers_that_share_memory_are_averaged_once(self) -> None:
+        """One memory under two names moves by the momentum, not by it twice."""
+        model = nn.Module()
+        model.register_buffer("a", torch.zeros(2))
+        model.register_buffer("b", model.a.view(2))
+        average = ExponentialMovingAverage(model, momentum=0.25, update_buffers=True)
+        average.update_parameters(model)
+        model.a.fill_(1.0)
+        average.update_parameters(model)
+
+        assert average.module.a.tolist() == average.module.b.tolist() == [0.25, 0.25]
+
+    def test_a_sparse_buffer_is_copied(self) -> None:
+        """It has no average."""
+        model = nn.Module()
+        model.register_buffer("graph", torch.eye(2).to_sparse())
+        average = ExponentialMovingAverage(model, momentum=0.25, update_buffers=True)
+        average.update_parameters(model)
+        model.graph = (2 * torch.eye(2)).to_sparse()
+        average.update_parameters(model)
+
+        assert average.module.graph.to_dense().tolist() == [[2.0, 0.0], [0.0, 2.0]]
+
 
 class TestKinds:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
@@ -315,11 +353,13 @@ class TestErrors:
         [
             (
                 nn.BatchNorm1d(2, affine=False),
-                "update_parameters was given a model with 0 parameters; the average has 2.",
+                "averaging a model of 0 parameters, where its average has 2: make the average when the model has them "
+                "all, after one forward pass if that makes them.",
             ),
             (
                 nn.BatchNorm1d(2, track_running_stats=False),
-                "update_parameters was given a model with 0 buffers; the average has 3.",
+                "averaging a model of 0 buffers, where its average has 3: make the average when the model has them "
+                "all, after one forward pass if that makes them.",
             ),
         ],
     )
@@ -330,6 +370,15 @@ class TestErrors:
             average.update_parameters(other)
 
         assert average.steps == 0
+
+    def test_a_model_without_shapes_is_refused(self) -> None:
+        """There is nothing to average before a lazy module has seen a batch."""
+        message = (
+            "StochasticWeightAverage was given a model whose 0.weight, 0.bias have no shape yet; run one forward pass "
+            "first, with a batch as those of the training."
+        )
+        with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
+            StochasticWeightAverage(nn.Sequential(nn.LazyLinear(1)))
 
     def test_the_shared_part_alone_has_no_formula(self) -> None:
         """WeightAverage is there to be subclassed."""

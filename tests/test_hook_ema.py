@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,113 @@ def test_a_checkpoint_saved_during_a_validation_is_no_different(tmp_path: Path) 
     inside, after = (load_checkpoint(tmp_path / "run" / name) for name in ("inside", "epoch_2"))
     assert same(inside["state_dict"], after["state_dict"])
     assert same(inside["ema_state_dict"], after["ema_state_dict"])
+
+
+class Counting(nn.Module):
+    """Has a state that is no tensor: a number that each pass in training raises."""
+
+    def __init__(self, counted: type = int) -> None:
+        super().__init__()
+        self.linear, self.counted, self.seen = nn.Linear(2, 1), counted, counted(0)
+
+    def __getitem__(self, index: int) -> nn.Linear:
+        return self.linear
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Count."""
+        if self.training:
+            self.seen = self.counted(int(self.seen) + 1)
+        return self.linear(batch)  # type: ignore[no-any-return]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number."""
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("kind", ["ExponentialMovingAverage", AveragedModel])
+@pytest.mark.parametrize("options", [{}, {"begin_epoch": 2}])
+@pytest.mark.parametrize("counted", [int, torch.tensor])
+def test_extra_state_is_the_models_own_wherever_the_average_is(
+    tmp_path: Path, kind: Any, options: dict[str, Any], counted: Any
+) -> None:
+    """In a checkpoint, in the average itself, and in the run that goes on from there."""
+    hook = EMAHook(kind, **options)
+    make(tmp_path / "run", hook, model=Counting(counted)).train()
+    saved = load_checkpoint(tmp_path / "run" / "epoch_2")
+
+    assert saved["state_dict"]["_extra_state"] == {"seen": 6}
+    assert saved["ema_state_dict"]["module._extra_state"] == {"seen": 6}
+    assert hook.ema_model.module.seen == 6
+    resumed = make(
+        tmp_path / "run", EMAHook(kind, **options), model=Counting(counted), train_cfg={"max_epochs": 3}, resume=True
+    ).train()
+    assert resumed.seen == 9
+
+
+def test_extra_state_of_a_best_is_that_of_the_weights_that_were_validated(tmp_path: Path) -> None:
+    """Loaded for prediction it is the model that had the score."""
+    runner = make(tmp_path / "run", EMAHook(), model=Counting())
+    runner.train()
+
+    model = Counting()
+    model.load_state_dict(load_checkpoint(tmp_path / "run" / "epoch_1")["state_dict"])
+    assert model.seen == 3
+
+
+def tied_by_data() -> nn.Module:
+    """Two parameters of one memory."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+def with_a_view() -> nn.Module:
+    """A buffer that looks at a row of a parameter."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model.register_buffer("row", model[0].weight.detach()[0])
+    return model
+
+
+def with_one_parameter_twice() -> nn.Module:
+    """One parameter under two names."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("build", [tied_by_data, with_a_view, with_one_parameter_twice])
+def test_training_is_untouched_where_weights_share_memory(tmp_path: Path, build: Callable[[], nn.Module]) -> None:
+    """Exchanged and exchanged back, they are what they were; the validation saw the average of both."""
+    hook = EMAHook(momentum=0.25)
+    torch.manual_seed(0)
+    averaged = make(tmp_path / "a", hook, model=build()).train()
+    torch.manual_seed(0)
+    plain = make(tmp_path / "b", model=build()).train()
+    assert same(weights(averaged), weights(plain))
+    assert not same(weights(averaged), weights(hook.ema_model.module))
+
+
+def test_a_cache_that_grows_in_a_validation_is_exchanged_too(tmp_path: Path) -> None:
+    """The average has what the model has made meanwhile."""
+
+    def validate(model: Any, batch: Tensor) -> Tensor:
+        model.cache = torch.ones(len(model.cache) + 1)
+        return first_weight(model, batch)  # type: ignore[no-any-return]
+
+    model, hook = network(), EMAHook(momentum=0.25)
+    model.register_buffer("cache", torch.zeros(1), persistent=False)
+    make(tmp_path / "run", hook, model=model, val_step=validate).train()
+    assert hook.ema_model.module.cache.shape == model.cache.shape == (3,)
+
+
+def test_a_model_without_shapes_is_refused_when_the_hook_is_registered(tmp_path: Path) -> None:
+    """Not at the first update: there is nothing to make an average of."""
+    with pytest.raises(OptionError, match=r"^EMAHook was given a model whose 0\.weight, 0\.bias have no shape yet"):
+        make(tmp_path / "run", EMAHook(), model=nn.Sequential(nn.LazyLinear(1)))
 
 
 def test_a_checkpoint_saved_before_any_run_has_no_average(tmp_path: Path) -> None:

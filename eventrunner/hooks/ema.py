@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from eventrunner.averaging import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
+from eventrunner.averaging import (
+    ExponentialMovingAverage,
+    MomentumAnnealingEMA,
+    Pair,
+    StochasticWeightAverage,
+    by_memory,
+    copy_extra_state,
+    paired_buffers,
+    paired_parameters,
+)
 from eventrunner.device import resolve_device
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.resume import load_model
+from eventrunner.state import check_initialized
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -45,6 +54,9 @@ class EMAHook(Hook):
     it. It costs a second copy of the model, a pass over all weights per iteration (per batch, under accumulation too),
     and at each exchange a copy of the largest tensor.
 
+    What modules return from ``get_extra_state`` isn't averaged: both have the model's own, in a checkpoint, after a
+    validation and at the end of training.
+
     Args:
         ema_type: ``ExponentialMovingAverage``, ``StochasticWeightAverage`` or ``MomentumAnnealingEMA``, or a subclass
             of torch's ``AveragedModel``.
@@ -55,7 +67,7 @@ class EMAHook(Hook):
 
     Raises:
         OptionError: a value that can't be, an option that the average doesn't have, or, when it is registered, a begin
-            after the training's end or a second EMAHook.
+            after the training's end, a model whose parameters are yet to be made, or a second EMAHook.
     """
 
     priority = "NORMAL"
@@ -83,6 +95,7 @@ class EMAHook(Hook):
         """Refuse what could never work in this run; called when the hook is registered."""
         if any(isinstance(hook, EMAHook) and hook is not self for hook in runner.hooks):
             raise OptionError("registering a second EMAHook: the model can be validated with one average only.")
+        check_initialized("EMAHook", runner.model)
         for unit, begin, planned in (
             ("epoch", self.begin_epoch, runner.max_epochs),
             ("iter", self.begin_iter, runner.max_iters),
@@ -137,11 +150,13 @@ class EMAHook(Hook):
         """Leave the raw weights behind where a signal ended the run within a validation."""
         if self._swapped:
             self._swap_ema_parameters()
+        copy_extra_state(runner.model, self.ema_model.module)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the average and exchange its tensors for the model's, in the dict alone."""
         if self.ema_model is None:  # saved by hand, before any run
             return
+        copy_extra_state(runner.model, self.ema_model.module)
         checkpoint["ema_state_dict"] = self.ema_model.state_dict()
         if not self._swapped:
             self._swap_ema_state_dict(checkpoint)
@@ -174,11 +189,15 @@ class EMAHook(Hook):
 
     @torch.no_grad()
     def _swap_ema_parameters(self) -> None:
-        for average, source in self._pairs():
-            kept = average.clone()
-            average.copy_(source)
-            source.copy_(kept)
+        for group in by_memory(self._pairs()):
+            kept = [average.clone() for average, _ in group]
+            for average, source in group:
+                average.copy_(source)
+            for value, (_, source) in zip(kept, group, strict=True):
+                source.copy_(value)
         self._swapped = not self._swapped
+        assert self.src_model is not None  # before_run
+        copy_extra_state(self.src_model, self.ema_model.module)
 
     def _swap_ema_state_dict(self, checkpoint: dict[str, Any]) -> None:
         weights, average = checkpoint["state_dict"], checkpoint["ema_state_dict"]
@@ -192,10 +211,10 @@ class EMAHook(Hook):
         for average, source in self._pairs():
             average.copy_(source)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self) -> list[Pair]:
         assert self.src_model is not None  # before_run
         ours, theirs = self.ema_model.module, self.src_model
-        return zip(chain(ours.parameters(), ours.buffers()), chain(theirs.parameters(), theirs.buffers()), strict=True)
+        return paired_parameters(ours, theirs) + paired_buffers(ours, theirs)
 
 
 def _average(kind: type[AveragedModel], model: nn.Module, options: Mapping[str, Any]) -> AveragedModel:
