@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventrunner.errors import OptionError, SignatureError, listed
+from eventrunner.errors import HookError, OptionError, SignatureError, listed
 from eventrunner.filters import Filter, LaneOptions, Options
 from eventrunner.lanes import Task
 from eventrunner.signature import Receiver, Wants, is_async, label, read_wants, where
-from eventrunner.sites import Unit
+from eventrunner.sites import CATALOGUE, Unit
+from eventrunner.task import inert_kind
 
-__all__ = ["Connection", "Key", "Table", "annotate", "check_wanted", "connection_of"]
+__all__ = ["Connection", "Key", "Table", "annotate", "check_result", "check_wanted", "connection_of"]
 
 Key = tuple[Hashable, Hashable]
 """The identities of a receiver and of a sender."""
 
 _NOTHING = Wants(positional=(), rest=False)
+_CHANGED = {
+    spec.name: spec.payload[-1] for spec in CATALOGUE if spec.payload[-1:] in (("data_batch",), ("checkpoint",))
+}
+"""What the receivers of some sites may change, in place."""
 
 
 @dataclass(slots=True)
@@ -30,7 +35,8 @@ class Connection:
     ``awaits`` says that the receiver is an ``async def``. ``task`` is what an emission puts into a lane instead of
     calling the receiver; None where that runs inline. ``shortcut`` is what the receiver merely passes its arguments on
     to: a function, the payload that it takes behind the sender, and a word that it takes last. ``sender`` is held only
-    where it can't be referred to weakly, lest another object get its id.
+    where it can't be referred to weakly, lest another object get its id. ``elsewhere`` has the names that other sites'
+    payloads have: no parameter of such a name takes the sender.
     """
 
     target: Receiver | weakref.ref[Receiver]
@@ -47,6 +53,7 @@ class Connection:
     order: int = 0
     weak: bool = False
     sender: Any = None
+    elsewhere: Collection[str] = ()
     _readings: dict[tuple[str, ...], tuple[Wants, Wants]] = field(default_factory=dict)
 
     @property
@@ -82,19 +89,26 @@ class Connection:
         return wants
 
     def _wants(self, function: Receiver | None, payload: tuple[str, ...]) -> Wants:
-        return _NOTHING if function is None else read_wants(function, self.site, payload)
+        return _NOTHING if function is None else read_wants(function, self.site, payload, self.elsewhere)
 
 
 def connection_of(
-    receiver: Receiver, site: str, unit: Unit, payload: tuple[str, ...] | None, options: Options
+    receiver: Receiver,
+    site: str,
+    unit: Unit,
+    payload: tuple[str, ...] | None,
+    options: Options,
+    elsewhere: Collection[str] = (),
 ) -> Connection:
     """Read a receiver and its options into a strong connection, which is not yet anybody's.
 
     Raises:
+        HookError: the receiver is a generator function.
         SignatureError: the receiver or its ``when`` asks for something that the site doesn't offer.
         OptionError: a value that an option of its lane can't have, or such an option where there is no lane.
     """
     name, location, awaits = options.label or label(receiver), where(receiver), is_async(receiver)
+    _refuse_generator(receiver, site)
     connection = Connection(
         target=receiver,
         site=site,
@@ -105,11 +119,21 @@ def connection_of(
         name=name,
         location=location,
         awaits=awaits,
+        elsewhere=elsewhere,
         task=_task_of(receiver, site, options, name, location) if _is_offloaded(options, awaits) else None,
     )
     if payload is not None:
         connection.read(payload)
     return connection
+
+
+def _refuse_generator(receiver: Receiver, site: str) -> None:
+    kind = inert_kind(receiver)
+    if kind.endswith("generator"):
+        raise HookError(
+            f"connecting {label(receiver)} in {where(receiver)} to {site!r}: of a call of this {kind} function nothing "
+            "runs; write it without yield."
+        )
 
 
 def _is_offloaded(options: Options, awaits: bool) -> bool:
@@ -227,6 +251,30 @@ def annotate(error: BaseException, connection: Connection, sender: Any) -> None:
         note = f"raised by receiver {connection.name} ({connection.location}) at {connection.site!r}{progress}"
         if getattr(error, "__notes__", [])[-1:] != [note]:  # a receiver in an endless recursion says it once
             error.add_note(note)
+
+
+def check_result(connection: Connection, result: Any) -> None:
+    """Refuse what a receiver returned in the belief that it is run or taken: an emission takes no result.
+
+    Raises:
+        HookError: it is a coroutine or a generator, or where a batch or checkpoint is to be changed, another one.
+    """
+    who = f"{connection.name} in {connection.location} returned"
+    if isinstance(result, Coroutine):
+        result.close()  # or Python warns besides
+        raise HookError(
+            f"{who} a coroutine at {connection.site!r}, which nobody awaits; make it an async def itself, without a "
+            "plain function around it, or connect it with offload=True."
+        )
+    if isinstance(result, Generator | AsyncGenerator) or isinstance(getattr(result, "gen", None), Generator):
+        raise HookError(f"{who} a generator at {connection.site!r}, of which nothing runs; write it without yield.")
+    changed = _CHANGED.get(connection.site)
+    if changed and (isinstance(result, list | tuple | Mapping) or hasattr(result, "detach")):
+        instead = "do it in the step" if changed == "data_batch" else "assign to its keys"
+        raise HookError(
+            f"{who} a {type(result).__name__} at {connection.site!r}, which nobody takes; change {changed} in place "
+            f"and return nothing, or {instead}."
+        )
 
 
 def check_wanted(connection: Connection, given: Collection[str]) -> None:

@@ -27,13 +27,14 @@ from eventrunner.plan import EMIT, EMIT_ALL, SEND, SEND_ASYNC, Emissions, Emit, 
 from eventrunner.priority import Priority
 from eventrunner.signature import Receiver, where
 from eventrunner.signature import label as label_of
-from eventrunner.sites import Unit
+from eventrunner.sites import NOT_SENDERS, RUN_SITES, Unit
 
 __all__ = ["ANY", "ANY_ID", "Site", "identity"]
 
 F = TypeVar("F", bound=Receiver)
 _PRUNED = 256
 """How many empty sets are left alone."""
+_OF_RUNS = {spec.name for spec in RUN_SITES}
 _orders = itertools.count()  # one counter for all sites, so that order of connection is one order
 
 
@@ -70,7 +71,7 @@ class Site(blinker.Signal):
         self._table = Table(ANY_ID, self._context.barrier_changed)
         names = None if payload is None else checked_payload(name, payload)
         self._emissions = Emissions(name, names, self._table, self._context, identity)
-        self._context.add(name, self._table, self._emissions.changed)
+        self._context.add(name, self._table, self._emissions.changed, names or ())
         self._set_muted, self._mutes = False, 0
         self._prune_at = _PRUNED
         super().__init__(doc)
@@ -145,7 +146,7 @@ class Site(blinker.Signal):
                 ``if __name__ == "__main__":``.
 
         Raises:
-            HookError: the receiver can't be called, or can't be held weakly.
+            HookError: the receiver can't be called, is a generator function, or can't be held weakly.
             SignatureError: it asks for something that the site doesn't offer.
             UnknownSiteError: the barrier is at no site of the bus.
             OptionError: an option that there isn't, or a value that it can't have.
@@ -184,7 +185,8 @@ class Site(blinker.Signal):
             raise HookError(f"connecting {receiver!r} to {self.name!r}: a receiver must be callable.")
         try:
             checked = parse_options(**options)
-            connection = connection_of(receiver, self.name, self.unit, self.payload, checked)
+            elsewhere = self._context.names | (NOT_SENDERS if self.name in _OF_RUNS else set())
+            connection = connection_of(receiver, self.name, self.unit, self.payload, checked, elsewhere)
         except OptionError as error:
             raise OptionError(
                 f"connecting {label_of(receiver)} in {where(receiver)} to {self.name!r}: {error}"

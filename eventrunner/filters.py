@@ -15,9 +15,10 @@ from typing import Any
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.lanes import OnFull
 from eventrunner.priority import Priority, get_priority
-from eventrunner.signature import Receiver, is_async
+from eventrunner.signature import Receiver
 from eventrunner.signature import label as label_of
 from eventrunner.sites import Unit
+from eventrunner.task import inert_kind
 
 __all__ = ["Filter", "FilterState", "LaneOptions", "Options", "parse_options"]
 
@@ -114,7 +115,7 @@ def parse_options(
         raise OptionError(f"start={start!r} is not a number of epochs or iterations; give an int of 0 or more.")
     if not isinstance(once, bool):
         raise OptionError(f"once={once!r} is not a flag; give True or False.")
-    if when is not None and (not callable(when) or is_async(when)):
+    if when is not None and (not callable(when) or inert_kind(when)):
         raise OptionError(f"when={when!r} is not a plain function; give one that returns True where it should run.")
     if not isinstance(label, str | None):
         raise OptionError(f"label={label!r} is not a name; give a str.")

@@ -84,6 +84,7 @@ class Context:
     Attributes:
         guards: Called before an inline receiver that may write to what is being copied; they wait for the copy.
         changes: Within it, connections are changed.
+        names: What the sites' payloads have.
         has_barriers: Whether any lane is, or was, waited for at some site.
     """
 
@@ -92,18 +93,20 @@ class Context:
         self.changes = Changes()
         self._anybody, self._identity = anybody, identity
         self._sites: dict[str, tuple[Table, Callable[[], None]]] = {}
+        self.names: frozenset[str] = frozenset()
         self._lanes: dict[Hashable, Lanes] = {}
         self.has_barriers = False
 
     def draft(self) -> Context:
         """One that knows the same sites, and of which they know nothing."""
         draft = Context(self._anybody, self._identity)
-        draft._sites = dict(self._sites)
+        draft._sites, draft.names = dict(self._sites), self.names
         return draft
 
-    def add(self, site: str, table: Table, changed: Callable[[], None]) -> None:
-        """Take in a site: its connections, and what is to be called when the waiting at it changes."""
+    def add(self, site: str, table: Table, changed: Callable[[], None], payload: Iterable[str]) -> None:
+        """Take in a site: its connections, what is to be called when the waiting at it changes, and its payload."""
         self._sites[site] = table, changed
+        self.names |= frozenset(payload)
 
     def barrier_changed(self, site: str) -> None:
         """A lane is now waited for at *site*, or no longer."""

@@ -8,6 +8,7 @@ number, so that nothing is written down while all goes well.
 
 from __future__ import annotations
 
+import functools
 import keyword
 import time
 import weakref
@@ -15,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any
 
-from eventrunner.connection import Connection, Table, annotate, check_wanted
+from eventrunner.connection import Connection, Table, annotate, check_result, check_wanted
 from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, did_you_mean, listed
 from eventrunner.ledger import LAPS, Ledger
 from eventrunner.offload import Context
@@ -226,10 +227,12 @@ class _Source:
             function = f"wrapper_({receiver})" if self._is_of_other_kind(connection) else receiver
             wait = "await " if self.mode is SEND_ASYNC else ""
             return f"results_.append(({receiver}, {wait}{wants.source(function, _SENDER, self.given)}))"
+        call = wants.source(receiver, _SENDER, self.given)
         if shortcut is not None and shortcut[1] == tuple(self.given):
             self.namespace[receiver] = shortcut[0]
-            return f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
-        return wants.source(receiver, _SENDER, self.given)
+            call = f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
+        self.namespace[f"check_{index}_"] = functools.partial(check_result, connection)
+        return f"if (result_ := {call}) is not None: check_{index}_(result_)"
 
 
 def _refuse_kind(awaits: bool) -> None:

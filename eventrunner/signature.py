@@ -1,9 +1,9 @@
 """What a receiver asks for, read once from its signature when it connects.
 
 A receiver names what it wants: ``def f(runner, outputs)``. The sender goes to the parameter called ``runner`` or
-``sender``, or else to a first positional parameter whose name is no payload name; a payload goes to the parameter of
-its name; ``**kwargs`` takes the rest of the payload, never the sender. Left alone are other parameters with a default
-(the idiom ``i=i``), and what ``functools.partial`` has bound.
+``sender``, or else to a first positional parameter whose name is no payload's, of whatever site; a payload goes to the
+parameter of its name; ``**kwargs`` takes the rest of the payload, never the sender. Left alone are other parameters
+with a default (the idiom ``i=i``), and what ``functools.partial`` has bound.
 """
 
 from __future__ import annotations
@@ -74,10 +74,11 @@ class Wants:
         return [name for name in rest if name not in placed]
 
 
-def read_wants(receiver: Receiver, site: str, payload: tuple[str, ...]) -> Wants:
+def read_wants(receiver: Receiver, site: str, payload: tuple[str, ...], elsewhere: Collection[str] = ()) -> Wants:
     """Read what *receiver* wants of the *payload* of *site*.
 
-    A wrapped function is read by what it wraps, and one whose signature can't be read (some built-ins) gets all.
+    A wrapped function is read by what it wraps, and one whose signature can't be read (some built-ins) gets all. A
+    parameter that has the name of something *elsewhere*, in another site's payload, isn't meant for the sender.
 
     Raises:
         SignatureError: it asks for something that the site doesn't offer.
@@ -86,14 +87,14 @@ def read_wants(receiver: Receiver, site: str, payload: tuple[str, ...]) -> Wants
         parameters = list(inspect.signature(receiver).parameters.values())
     except (TypeError, ValueError):
         return Wants()
-    return _Reader(receiver, site, payload).read(parameters)
+    return _Reader(receiver, site, payload, elsewhere).read(parameters)
 
 
 class _Reader:
     """Sorts the parameters of one receiver."""
 
-    def __init__(self, receiver: Receiver, site: str, payload: tuple[str, ...]) -> None:
-        self.receiver, self.site, self.payload = receiver, site, payload
+    def __init__(self, receiver: Receiver, site: str, payload: tuple[str, ...], elsewhere: Collection[str]) -> None:
+        self.receiver, self.site, self.payload, self.elsewhere = receiver, site, payload, elsewhere
         self.fixed = frozenset(receiver.keywords) if isinstance(receiver, functools.partial) else frozenset[str]()
         self.unclaimed: frozenset[str] = frozenset()
         self.positional: list[str] = []
@@ -124,7 +125,8 @@ class _Reader:
         if first.kind is first.VAR_POSITIONAL:
             return first
         by_position = first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
-        own = first.name not in self.payload and not self._near(first.name, _NEAR_FIRST)
+        known = first.name in self.payload or first.name in self.elsewhere
+        own = not known and not self._near(first.name, _NEAR_FIRST)
         return first if by_position and own and first.default is first.empty else None
 
     def _pass_sender(self, parameter: inspect.Parameter, first: bool) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CATALOGUE", "MODULE_SITES", "RUN_SITES", "SiteSpec", "Unit"]
+__all__ = ["CATALOGUE", "MODULE_SITES", "NOT_SENDERS", "RUN_SITES", "SiteSpec", "Unit"]
 
 Unit = Literal["epoch", "iter", "emission"]
 """What ``every=`` counts at a site: the sender's epochs, its iterations, or the emissions that the connection saw."""
@@ -29,6 +29,9 @@ class SiteSpec:
     doc: str
     unit: Unit = "emission"
 
+
+NOT_SENDERS = frozenset({"batch", "epoch", "iter", "iteration", "logs", "loss", "model", "optimizer", "output"})
+"""Parameters of these names aren't meant for the runner, though nothing in a payload is called so."""
 
 _ITER = ("batch_idx", "data_batch")
 _ITER_OUT = (*_ITER, "outputs")
