@@ -26,9 +26,10 @@ from report import conditions, save, table, told, version_of
 
 from eventrunner.bus import Bus
 from eventrunner.hook import Hook, connect_hook
-from eventrunner.ledger import LAPS, Ledger
+from eventrunner.ledger import TIMED, WHOLE, Ledger
 
 SPAN = 0.5e-3  # seconds of one measurement: longer than the clock's grain, shorter than a scheduler's slice
+TURN = TIMED + WHOLE  # emissions of a Runner, some of them timed by receiver
 PAYLOAD = "batch_idx=3, data_batch=data, outputs=outputs"
 BARE, EMPTY, EMITTERS, RUNNER = "bare for", "an empty call", "Emitters", "a Runner's"
 STATEMENTS = {
@@ -85,10 +86,10 @@ class Contender:
     def calibrate(self) -> None:
         """Also lets what is compiled or resolved at the first emission be so.
 
-        A ledger adds up each so many emissions, so a multiple of these has its share of that.
+        A ledger aggregates each so many emissions, so a multiple of these has its share of that.
         """
-        self.timer.timeit(LAPS)
-        self.number = LAPS * max(1, round(SPAN / self.timer.timeit(LAPS)))
+        self.timer.timeit(TURN)
+        self.number = TURN * max(1, round(SPAN / self.timer.timeit(TURN)))
 
     def measure(self) -> None:
         self.took.append(self.timer.timeit(self.number) / self.number * 1e9)
@@ -181,7 +182,7 @@ def report(repeats: int, with_peers: bool) -> dict[str, Any]:
     packages = [peer.package for peer in peers_dispatch.PEERS if peer.name in names]
     return {
         "conditions": conditions(
-            f"medians of {repeats} interleaved repeats of {SPAN * 1e3:g} ms or {LAPS} emissions",
+            f"medians of {repeats} interleaved repeats of {SPAN * 1e3:g} ms or {TURN} emissions",
             packages=("blinker", *packages),
         ),
         "columns": ["nanoseconds, by receivers", *times],

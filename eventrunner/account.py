@@ -31,6 +31,7 @@ class Row:
         name: The receiver's, or the hook's.
         calls: How often it was called, inline or in its lane.
         inline: What its calls, or handing them over, took of the training thread.
+        estimated: Whether that is an estimate, as it is where it was called at each iteration.
         beside: What its calls took in lanes.
         waits: What the training waited for its lane, by where.
         hint: What would make it cheaper; empty where nothing is known.
@@ -39,6 +40,7 @@ class Row:
     name: str
     calls: int = 0
     inline: float = 0.0
+    estimated: bool = False
     beside: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)
     hint: str = ""
@@ -116,7 +118,8 @@ class RunAccount:
 
 def _cells(row: Row) -> tuple[str, ...]:
     waits = ", ".join(f"{duration(seconds)} at {where}" for where, seconds in row.waits.items() if seconds >= 0.0005)
-    return row.name, f"{row.calls:,}", duration(row.inline), duration(row.beside) if row.beside else "", waits
+    inline = f"{'~' if row.estimated else ''}{duration(row.inline)}"
+    return row.name, f"{row.calls:,}", inline, duration(row.beside) if row.beside else "", waits
 
 
 def _padded(cells: tuple[str, ...], widths: list[int]) -> Iterator[str]:
@@ -131,6 +134,7 @@ def account_of(runner: Runner) -> RunAccount:
         row = rows.setdefault(entry.name, Row(entry.name))
         row.calls += entry.calls
         row.inline += entry.seconds
+        row.estimated = row.estimated or entry.estimated
     accounts = runner.last_lanes.accounts() if runner.last_lanes is not None else []
     told: set[str] = set()
     for account in accounts:

@@ -64,6 +64,11 @@ class Connection:
         return found
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether an emission that reaches it may leave it out."""
+        return self.weak or self.filter is not None or self.options.when is not None
+
+    @property
     def sort_key(self) -> tuple[int, int]:
         """Priority first, then the order of connection."""
         return self.options.priority, self.order

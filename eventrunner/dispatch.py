@@ -70,7 +70,7 @@ class Site(blinker.Signal):
         self._context = Context(ANY_ID, identity) if context is None else context
         self._table = Table(ANY_ID, self._context.barrier_changed)
         names = None if payload is None else checked_payload(name, payload)
-        self._emissions = Emissions(name, names, self._table, self._context, identity)
+        self._emissions = Emissions(name, names, self._table, self._context, identity, unit)
         self._context.add(name, self._table, self._emissions.changed, names or ())
         self._set_muted, self._mutes = False, 0
         self._prune_at = _PRUNED

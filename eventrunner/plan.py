@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import keyword
-import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any
 
 from eventrunner.connection import Connection, Table, annotate, check_result, check_wanted
 from eventrunner.errors import OptionError, SignatureError, UnknownSiteError, did_you_mean, listed
-from eventrunner.ledger import LAPS, Ledger
+from eventrunner.ledger import Ledger, Samples
 from eventrunner.offload import Context
+from eventrunner.sites import Unit
 
 __all__ = [
     "EMIT",
@@ -74,29 +74,39 @@ def compile_plan(
     given: Sequence[str],
     context: Context,
     barriers: Sequence[str] = (),
-    ledger: Ledger | None = None,
     mode: Mode = EMIT,
+    samples: Samples | None = None,
+    whole: bool = False,
 ) -> Emit:
     """Build ``emit(sender, <given>)`` that waits for the lanes *barriers* and then calls *connections* in order.
 
-    With a *ledger*, the time of each inline call is added to its account there. In the modes that have a wrapper it
-    comes behind the sender.
+    In the modes that have a wrapper it comes behind the sender.
+
+    Args:
+        site: The site's name.
+        connections: Who is called, in order.
+        given: The payload that an emission carries.
+        context: What the site shares with others.
+        barriers: The lanes that are waited for.
+        mode: The way to emit.
+        samples: Where the time of each inline call goes.
+        whole: The time of all of them together goes there instead.
 
     Raises:
         SignatureError: a receiver can't do without something that is not *given*.
     """
     namespace: dict[str, Any] = {"guards_": context.guards, "settle_": context.settle, "wait_": context.wait}
     namespace["refuse_"] = _refuse_kind
-    source = _Source(namespace, given, context, mode, timed=ledger is not None)
+    source = _Source(namespace, given, context, mode, None if samples is None else samples.clock, whole)
     for lane in barriers:
         source.attempt([f"wait_({_SENDER}, {lane!r}, {site!r})"])
+    if whole:
+        source.lines.append("began_ = clock_()")
     for index, connection in enumerate(connections):
         check_wanted(connection, given)
         source.add(index, connection)
-    laps = None if ledger is None else ledger.laps(source.inline)
-    if laps is not None and source.inline:
-        namespace.update(clock_=time.perf_counter, taken_=laps.taken, take_=laps.taken.append, add_up_=laps.add_up)
-        source.lines += [f"take_(({', '.join(source.moments)}))", f"if len(taken_) >= {LAPS}: add_up_()"]
+    if samples is not None:
+        source.take(samples)
     if mode.collects:
         source.lines.append(f"return {mode.collects}")
     found = "locals()" if source.moments else "None"
@@ -109,14 +119,17 @@ def compile_plan(
         "        raise",
     ]
 
-    owners, moments = source.owners, source.moments  # not the source, whose namespace will have this function in it
+    # Not the source, whose namespace will have this function in it.
+    owners, moments, returns = source.owners, source.moments, source.returns
 
     def failed(error: BaseException, sender: Any, found: Mapping[str, Any] | None) -> BaseException:
-        if laps is not None and found is not None:
-            laps.taken.append([found.get(moment) for moment in moments])
-            laps.add_up()
         # The first traceback entry is the generated frame: it was reached from there, and nothing is below it yet.
         line = error.__traceback__.tb_lineno if error.__traceback__ else 0
+        if samples is not None and whole:
+            samples.returned([receiver for receiver, at in returns.items() if at < line])
+        elif samples is not None and found is not None:
+            samples.timed.append([found.get(moment) for moment in moments])
+            samples.aggregate()
         if line in owners:
             annotate(error, owners[line], sender)
         return error
@@ -134,19 +147,29 @@ class _Source:
     Attributes:
         lines: The lines, without the indentation of a function's body.
         owners: Whose each line is, by its number in the function, whose body begins at the third.
-        inline: The connections that are called and timed, in order.
-        moments: The variables of when each of them began and ended.
+        moments: The variables of when each inline receiver began and ended.
+        returns: In which line each of those that are called each time is, where they are timed as a whole.
     """
 
     def __init__(
-        self, namespace: dict[str, Any], given: Sequence[str], context: Context, mode: Mode, timed: bool
+        self,
+        namespace: dict[str, Any],
+        given: Sequence[str],
+        context: Context,
+        mode: Mode,
+        clock: Callable[[], float] | None,
+        whole: bool,
     ) -> None:
-        self.namespace, self.given, self.context, self.mode, self.timed = namespace, given, context, mode, timed
+        self.namespace, self.given, self.context, self.mode = namespace, given, context, mode
+        self.timed, self.whole = clock is not None and not whole, whole
         self.lines: list[str] = [f"{mode.collects} = []"] if mode.collects else []
         self.owners: dict[int, Connection] = {}
-        self.inline: list[Connection] = []
         self.moments: list[str] = []
+        self.returns: dict[int, int] = {}
+        self._inline = 0  # receivers, so far
         self._now = ""  # the variable that has the present moment
+        if clock is not None:
+            namespace.update(clock_=clock, waited_=functools.partial(_waited, context.settle, clock))
 
     def attempt(self, lines: list[str]) -> None:
         """Add lines after which the emission goes on where they fail, in the mode that is for that."""
@@ -165,6 +188,8 @@ class _Source:
         lines = self._offload(index, connection) if offloads else self._call(index, connection, bool(tests))
         if tests:
             lines = [*setup, f"if {' and '.join(tests)}:", *("    " + line for line in lines)]
+        if self.whole and (tests or offloads):
+            lines = ["apart_ = clock_()", *lines, "began_ += clock_() - apart_"]
         self.attempt(lines)
         if tests or offloads:
             self._now = ""  # what else was done has taken time, too
@@ -206,6 +231,8 @@ class _Source:
     def _call(self, index: int, connection: Connection, is_conditional: bool) -> list[str]:
         call, fired = self._source(index, connection), self._fired(index, connection)
         guard = ["if guards_: settle_()"] if connection.options.may_write else []
+        if self.whole:
+            return self._counted(call, [*fired, *guard], is_conditional)
         if not self.timed:
             return [*fired, *guard, call]
         began, ended = f"began_{index}_", f"ended_{index}_"
@@ -215,10 +242,25 @@ class _Source:
             begin = [*fired, *guard, f"{began} = clock_()"]
         else:
             begin, began = [], self._now
-        self.inline.append(connection)
         self.moments += [began, ended]
         self._now = ended
         return [*begin, call, f"{ended} = clock_()"]
+
+    def _counted(self, call: str, before: list[str], is_conditional: bool) -> list[str]:
+        """A call in an emission that is timed as a whole; a conditional one is timed for itself."""
+        receiver, self._inline = self._inline, self._inline + 1
+        if is_conditional:
+            return [*before, "now_ = clock_()", call, f"hit_(({receiver}, clock_() - now_))"]
+        lines = ["if guards_: began_ = waited_(began_)", call] if before else [call]
+        self.returns[receiver] = len(self.lines) + len(lines) + 2
+        return lines
+
+    def take(self, samples: Samples) -> None:
+        """Hand over what was timed."""
+        taken = samples.whole if self.whole else samples.timed
+        self.namespace.update(taken_=taken, take_=taken.append, hit_=samples.hits.append, turn_=samples.turn)
+        what = "clock_() - began_" if self.whole else f"({', '.join(self.moments)})"
+        self.lines += [f"take_({what})", f"if len(taken_) >= {samples.size(self.whole)}: turn_()"]
 
     def _source(self, index: int, connection: Connection) -> str:
         """The call itself, and what becomes of its result."""
@@ -233,6 +275,13 @@ class _Source:
             call = f"{receiver}({', '.join((_SENDER, *self.given, repr(shortcut[2])))})"
         self.namespace[f"check_{index}_"] = functools.partial(check_result, connection)
         return f"if (result_ := {call}) is not None: check_{index}_(result_)"
+
+
+def _waited(settle: Callable[[], None], clock: Callable[[], float], began: float) -> float:
+    """Settle; returns when what began before would have begun without."""
+    now = clock()
+    settle()
+    return began + clock() - now
 
 
 def _refuse_kind(awaits: bool) -> None:
@@ -277,10 +326,29 @@ class Emitters:
 
     def __init__(self, sender_id: Hashable, ledger: Ledger | None = None) -> None:
         self._sender_id, self._ledger = sender_id, ledger
+        self._turns: dict[str, _Turns] = {}
 
     def __getattr__(self, name: str) -> Emit | None:  # for type checkers: every declared site is set by its Site
         reason = did_you_mean(name, vars(self)) or " is declared on this bus."
         raise UnknownSiteError(f"emitter of {name!r}: no such site{reason}")
+
+
+class _Turns:
+    """Two plans of one emission, of which one is called and the other waits for its turn; the emitters keep them."""
+
+    timed: Emit
+    whole: Emit
+
+    def __init__(self, site: str, emitters: Emitters) -> None:
+        self._site, self._emitters = site, weakref.ref(emitters)
+
+    def switch(self, timed: bool) -> None:
+        """Have the one called next, unless the emission has been compiled anew."""
+        emitters = self._emitters()
+        if emitters is not None:
+            current, site, plan = emitters.__dict__, self._site, self.timed if timed else self.whole
+            if current[site] is self.timed or current[site] is self.whole:
+                current[site] = plan  # nothing is called in between, so no other thread gets in between
 
 
 class _Plans(dict[Hashable, Emit]):
@@ -311,6 +379,7 @@ class Emissions:
         table: The site's connections; :meth:`changed` must be called when they change.
         context: What it shares with the other sites.
         identity: What tells senders apart.
+        unit: What the site counts.
     """
 
     def __init__(
@@ -320,12 +389,13 @@ class Emissions:
         table: Table,
         context: Context,
         identity: Callable[[Any], Hashable],
+        unit: Unit,
     ) -> None:
         self.site, self.payload, self.table, self.context = site, payload, table, context
         self.muted = False
         self.by_id = True
         """Whether every sender with connections of its own is told by its ``id``: not so a string, for one."""
-        self._identity = identity
+        self._identity, self._unit = identity, unit
         self._ways: dict[Mode, _Way] = {}
         self._entries: dict[Mode, Emit] = {}
         self._emitters: weakref.WeakSet[Emitters] = weakref.WeakSet()
@@ -360,7 +430,7 @@ class Emissions:
         key = (sender_id, given)
         plan = plans.get(key)
         if plan is None:
-            plan = plans[key] = self._compiled(sender_id, given, barriers, mode=mode)
+            plan = plans[key] = self._compiled(sender_id, given, barriers, mode)
             if given == self.payload and self.by_id and not self.context.has_barriers:
                 self._shorten(plans, sender_id, plan, mode)
         return plan
@@ -394,8 +464,9 @@ class Emissions:
         sender_id: Hashable,
         given: tuple[str, ...],
         barriers: Sequence[str],
-        ledger: Ledger | None = None,
         mode: Mode = EMIT,
+        samples: Samples | None = None,
+        whole: bool = False,
     ) -> Emit:
         for name in given:
             if self.payload is not None and name not in self.payload:
@@ -404,8 +475,33 @@ class Emissions:
                     f"{listed(self.payload)}{did_you_mean(name, self.payload) or '.'}"
                 )
         _check_parameters(self.site, given)
-        connections = [] if self.muted else self.table.reached_by(sender_id)
-        return compile_plan(self.site, connections, given, self.context, barriers, ledger, mode)
+        reached = self._reached(sender_id)
+        return compile_plan(self.site, reached, given, self.context, barriers, mode, samples, whole)
+
+    def _reached(self, sender_id: Hashable) -> list[Connection]:
+        return [] if self.muted else self.table.reached_by(sender_id)
+
+    def _accounted(self, emitters: Emitters, sender_id: Hashable, given: tuple[str, ...], ledger: Ledger) -> Emit:
+        """Compile a plan whose inline calls are timed: at the sites of single iterations, in turns with another one."""
+        barriers = self.context.barriers_at(self.site, sender_id)
+        inline = [connection for connection in self._reached(sender_id) if connection.task is None]
+        if not inline:
+            return self._compiled(sender_id, given, barriers)
+        if self._unit != "iter" or self.payload is None:
+            return self._compiled(sender_id, given, barriers, samples=ledger.samples(inline))
+        conditional = {index for index, connection in enumerate(inline) if connection.is_conditional}
+        turns = _Turns(self.site, emitters)
+        own = weakref.ref(turns)  # what the plans hold must not hold them
+
+        def switch(timed: bool) -> None:
+            if (current := own()) is not None:
+                current.switch(timed)
+
+        samples = ledger.samples(inline, conditional, switch)
+        turns.timed = self._compiled(sender_id, given, barriers, samples=samples)
+        turns.whole = self._compiled(sender_id, given, barriers, samples=samples, whole=True)
+        emitters._turns[self.site] = turns  # noqa: SLF001  # every public name may be a site's
+        return turns.timed
 
     def attach(self, emitters: Emitters) -> None:
         """Keep the attribute of *emitters* that has the site's name current."""
@@ -423,6 +519,7 @@ class Emissions:
     def _refresh(self, emitters: Emitters) -> None:
         sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's
         quiet = (self.muted or not self.table.reaches(sender_id)) and not self.context.barriers_at(self.site, sender_id)
+        emitters._turns.pop(self.site, None)  # noqa: SLF001
         emitters.__dict__[self.site] = None if quiet else self._stub(emitters, sender_id)
 
     def _stub(self, emitters: Emitters, sender_id: Hashable) -> Emit:
@@ -433,10 +530,10 @@ class Emissions:
             bound = owner()
             given = tuple(payload) if self.payload is None else self.payload
             ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above
-            if ledger is None:
+            if bound is None or ledger is None:
                 plan = self.find(EMIT, sender_id, given)
             else:
-                plan = self._compiled(sender_id, given, self.context.barriers_at(self.site, sender_id), ledger)
+                plan = self._accounted(bound, sender_id, given, ledger)
             if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
                 bound.__dict__[self.site] = plan  # nothing is called in between, so no other thread gets in between
             plan(sender, *ordered, **payload)

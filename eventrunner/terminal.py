@@ -246,6 +246,7 @@ def _say_account(runner: Runner, account: RunAccount) -> None:
         fields: dict[str, Any] = {"unit": "s"}
         if row is not None:
             fields = {"receiver": row.name, "calls": row.calls, "inline": round(row.inline, 6)}
+            fields |= {"estimated": True} if row.estimated else {}
         if row is not None and row.beside:
             fields |= {"beside": round(row.beside, 6), "waited": round(sum(row.waits.values()), 6)}
         runner.logger.info("time", **fields, line=headed("time" if row is None else "", line))

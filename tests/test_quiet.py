@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import StepLR
 import eventrunner
 from eventrunner.bus import Bus
 from eventrunner.hook import Hook
-from eventrunner.ledger import LAPS, Ledger
+from eventrunner.ledger import TIMED, WHOLE, Ledger
 from eventrunner.runner import Runner
 
 PACKAGE = str(Path(eventrunner.__file__).parent)
@@ -56,6 +56,9 @@ QUIET_C_CALLS |= {"_profiler_enabled", "vars"}  # whether gradients may be let g
 
 _NOT_OURS = ("Runner.iter", "iter", "_before_step")
 """What the step here asks for, and the hook of torch's that stays in a process after its first save."""
+
+TURN = TIMED + WHOLE
+"""Iterations after which as much is held of them as before: some timed by receiver, the others as a whole."""
 
 
 class Calls:
@@ -219,20 +222,20 @@ def test_a_site_without_receivers_is_none_to_a_loop() -> None:
 
 
 def test_a_quiet_iteration_leaves_nothing_behind_but_its_numbers(make_runner: MakeRunner) -> None:
-    """Four floats, their places, and the moments of a few emissions, which are added up every so often."""
+    """Four floats, their places, and the moments of a few emissions, which are aggregated every so often."""
     grown: list[int] = []
     mark = 0
 
     def step(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         nonlocal mark
-        if runner.iter >= 2 * LAPS and runner.iter % LAPS == 0:
+        if runner.iter >= TURN and runner.iter % TURN == 0:
             gc.collect()
             held = tracemalloc.get_traced_memory()[0]
             grown.append(held - mark)
             mark = held
         return train_step(model, batch)
 
-    count = 8 * LAPS
+    count = 5 * TURN
     runner = quiet_run(
         make_runner,
         train_step=step,
@@ -245,7 +248,7 @@ def test_a_quiet_iteration_leaves_nothing_behind_but_its_numbers(make_runner: Ma
         runner.train()
     finally:
         tracemalloc.stop()
-    each = [growth / LAPS for growth in grown[1:]]
+    each = [growth / TURN for growth in grown[1:]]
     assert 4 * 24 <= sum(each) / len(each) <= 4 * 24 + 4 * 16 + 40, each
 
 
