@@ -10,7 +10,8 @@ A loader that tells its own state (``state_dict`` and ``load_state_dict``, as a 
 for it instead, wherever it tells more than a count, and nothing is loaded twice. It must draw what it draws for a
 pass when ``iter`` is called on it, and tell of the batches given so far, not of those that it has prepared.
 
-Beyond all this are a sampler that draws from the global generators while batches are trained on, and what
+What samplers and the collate function hold beyond the global generators is :mod:`eventrunner.order`'s. Beyond all this
+are a sampler that draws from the global generators while batches are trained on, and what
 :meth:`DataPosition.caveat` names.
 """
 
@@ -20,19 +21,28 @@ import contextlib
 import copy
 import inspect
 import itertools
-import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from eventrunner.checkpoint.codec import encode
-from eventrunner.errors import CheckpointError, OptionError, ResumeError, did_you_mean
-from eventrunner.state import rng_state, set_rng_state
+from eventrunner.errors import OptionError, did_you_mean
+from eventrunner.order import (
+    announce,
+    batch_count,
+    collate_generators,
+    collates_alike,
+    differences,
+    order_state,
+    other_loader,
+    samplers,
+    set_order_state,
+    state_of,
+)
+from eventrunner.state import is_generator, is_stateful, rng_state, set_rng_state
 
-__all__ = ["DataPosition", "batch_count", "build_dataloader", "check_loader", "no_batch", "samplers"]
+__all__ = ["DataPosition", "build_dataloader", "check_loader", "no_batch"]
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -101,39 +111,28 @@ def build_dataloader(given: Any, seed: int | None = None) -> Any:
     return DataLoader(**{**generator, **given})
 
 
-def batch_count(loader: Any) -> int | None:
-    """The number of batches of a pass, or None where the loader doesn't know it."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def samplers(loader: Any) -> Iterator[Any]:
-    """The objects of a loader that may shuffle, each once: its sampler, its batch sampler, and that one's sampler."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    found = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    yield from {id(each): each for each in found if each is not None}.values()
-
-
 class DataPosition:
     """Where a training stands in its loader.
 
     Attributes:
         consumed: The batches of the current pass that were trained on; the loop counts them.
         passes: The passes completed.
+        skips: Whether used batches are left out unloaded wherever a pass is gone on with, exact or not.
+        report: Called with how many used batches have been loaded once more, and how many there are.
     """
 
     def __init__(self) -> None:
         self.consumed = 0
         self.passes = 0
-        self._start: dict[str, Any] = {}  # of the current pass: the generators' states and the loader's length
+        self.skips = False
+        self.report: Callable[[int, int], None] | None = None
+        self._start: dict[str, Any] = {}  # of the current pass: the states of all generators, and what the loader was
         self._loader: Any = None
         self._source: Any = None  # what tells where the loader stands: its iterator, or the loader itself
         self._known: dict[str, Any] | None = None  # where it stood last while no batch was under way; None: don't ask
         self._given = 0  # batches given of the current pass, with the one under way
         self._batch: Any = None  # the one under way
-        self._awaiting: dict[str, Any] | None = None  # loaded states: of the loader's own generators, and of itself
+        self._awaiting: dict[str, Any] | None = None  # loaded: what the loader's order depends on, and its own state
 
     def batches(self, loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """One pass, as ``(index, batch)`` pairs, from where the position stands.
@@ -153,10 +152,9 @@ class DataPosition:
         self.passes += 1
 
     def announce(self, loader: Any) -> None:
-        """Tell samplers that have a ``set_epoch`` the number of the pass that is to come, from the second on."""
-        for sampler in samplers(loader) if self.passes else ():
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.passes)
+        """Tell who has a ``set_epoch`` the number of the pass that is to come, from the second on."""
+        if self.passes:
+            announce(loader, self.passes)
 
     def state_dict(self) -> dict[str, Any]:
         """The position; tensors in it, and the state of a loader that tells its own, are copies.
@@ -170,38 +168,53 @@ class DataPosition:
         held = self._awaiting
         if held is None:
             told = self._told() if self._given == self.consumed else self._known
-            held = {"generators": _generator_states(self._loader), "loader": told}
+            held = {**order_state(self._loader), "loader": told}
         return {"consumed": self.consumed, "passes": self.passes, "start": self._start, **held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where :meth:`state_dict` was taken; takes effect when the next pass begins."""
         self.consumed, self.passes, self._start = state["consumed"], state["passes"], state["start"]
-        self._awaiting = {"generators": state["generators"], "loader": state.get("loader")}
+        self._awaiting = {"loader": None, **{key: state[key] for key in state.keys() - {"consumed", "passes", "start"}}}
 
     def caveat(self, loader: Any) -> str | None:
-        """What can't be exact in going on in *loader* from a loaded state, or takes time, as one sentence.
+        """What can't be exact in going on in *loader*, or takes time, as one sentence.
 
         To be asked before the next pass begins; None where all is exact at no cost.
         """
-        if self._awaiting is None:
-            return None
-        told = self._awaiting["loader"]
-        remarks = [*_unknown(loader, self.passes, told)]
-        again = self.consumed - (told["at"] if told else 0)
-        if again and not isinstance(loader, Sequence) and (told or not _skips(loader)):
-            remarks.append(f"{again} of its batches {'are' if again > 1 else 'is'} loaded once more{_why(loader)}")
+        remarks = [] if self._awaiting is None else [*self._beyond(loader, self._awaiting["loader"])]
+        kept = self._start or self._awaiting
+        remarks = [*differences(loader, kept), *remarks] if kept else remarks
         kind = type(loader).__name__
         return f"going on in the train_dataloader, of type {kind}: {'; '.join(remarks)}." if remarks else None
 
+    def _beyond(self, loader: Any, told: dict[str, Any] | None) -> Iterator[str]:
+        """What of a resumed position no state has, and what it costs to go on from it."""
+        yield from _unknown(loader, self.passes, told)
+        again = self.consumed - (told["at"] if told else 0)
+        if not again or isinstance(loader, Sequence) or (told is None and self._draws_indices(loader)):
+            return
+        if not self.skips:
+            yield f"{again} of its batches {'are' if again > 1 else 'is'} loaded once more{_why(loader)}"
+        elif _has_indices(loader, told):
+            yield f"{_counted(again)} left out unloaded, so what loading draws at random, if anything, is another"
+        else:
+            yield f"{_counted(again)} not left behind, as that takes loading them, so its samples may come once more"
+
+    def _draws_indices(self, loader: Any) -> bool:
+        """Whether used batches can be left behind by their indices alone: nothing remembers that they were loaded."""
+        return _skips(loader) and collates_alike(self._start, self._awaiting or order_state(loader))
+
     def _told(self) -> dict[str, Any] | None:
         """Where the loader stands by its own account, if it is one to be asked."""
-        return None if self._known is None else {"state": _state_of(self._loader, self._source), "at": self._given}
+        if self._known is None:
+            return None
+        return {"state": state_of(self._loader, "its state_dict()", self._source), "at": self._given}
 
     def _begun(self, loader: Iterable[Any]) -> Iterator[Any]:
         held = self._awaiting
         if held and self.passes:
-            _set_generators(loader, held["generators"])
-        self._start = {"rng": rng_state(), "generators": _generator_states(loader), "length": batch_count(loader)}
+            set_order_state(loader, held)
+        self._start = {"rng": rng_state(), "length": batch_count(loader), **order_state(loader)}
         if held:
             known = held["loader"]
             iterator = self._opened(loader, known)
@@ -216,16 +229,20 @@ class DataPosition:
         """The pass begun as it was, without the batches taken; the generators then go on from where they stood."""
         start, length = self._start, batch_count(loader)
         if length != start["length"]:
-            raise _other_loader(f"has {length} batches where there were {start['length']}")
+            raise other_loader(f"has {length} batches where there were {start['length']}")
         held, ahead = self._awaiting, False
         if held is None:  # the pass was left in this process
             told = self._told() if self._loader is loader else None
             ahead = told is not None and self._given > self.consumed
-            held = {"generators": _generator_states(loader), "loader": told}
+            held = {**order_state(loader), "loader": told}
         rng = rng_state()
-        iterator = self._behind(loader, held["loader"])
+        try:
+            iterator = self._behind(loader, held["loader"])
+        except BaseException:  # an interrupt, mostly: loading again may take long
+            set_rng_state(rng)
+            raise
         if self.consumed or ahead:  # else the pass is begun once more, its first draws included
-            _put_back(loader, {**held, "rng": rng})
+            _put_back(loader, {**held, "rng": rng}, under_way=True)
         self._settle(loader, self._known if ahead else held["loader"])
         self._given = self.consumed
         return itertools.chain([self._batch], iterator) if ahead else iterator
@@ -239,24 +256,44 @@ class DataPosition:
 
     def _behind(self, loader: Any, told: dict[str, Any] | None) -> Iterator[Any]:
         """The current pass behind the batches that were taken, of which as few as possible are loaded once more."""
+        if self.skips and self.consumed:
+            return self._skipped(loader, told)
         iterator = self._opened(loader, told)
         draw = getattr(iterator, "_next_index", None)
-        if self.consumed and told is None and draw is not None and _skips(loader):
+        if self.consumed and told is None and draw is not None and self._draws_indices(loader):
             self._leave_behind(draw, 0, 1)
-            drawn = _draws()
+            drawn = _draws(loader)
             self._leave_behind(draw, 1, self.consumed)
-            if _draws() == drawn:
+            if _draws(loader) == drawn:
                 return iterator
             iterator = self._opened(loader, told)  # the sampler's draws lie between those that loading makes
-        self._leave_behind(iterator.__next__, told["at"] if told else 0, self.consumed)
+        self._leave_behind(iterator.__next__, told["at"] if told else 0, self.consumed, self.report)
         return iterator
 
-    def _leave_behind(self, draw: Callable[[], Any], begin: int, end: int) -> None:
+    def _skipped(self, loader: Any, told: dict[str, Any] | None) -> Iterator[Any]:
+        """The current pass without the batches that were taken, none of which is loaded once more.
+
+        Where there are no indices to leave behind, it is as many batches as are left, from where the loader stands.
+        """
+        if _has_indices(loader, told):
+            with _indices_behind(loader, self.consumed if loader.num_workers else 0):
+                iterator = self._opened(loader, told)
+            if not loader.num_workers:
+                self._leave_behind(iterator._next_index, 0, self.consumed)  # type: ignore[attr-defined]  # noqa: SLF001
+            return iterator
+        length = batch_count(loader)
+        return itertools.islice(self._opened(loader, told), None if length is None else length - self.consumed)
+
+    def _leave_behind(
+        self, draw: Callable[[], Any], begin: int, end: int, report: Callable[[int, int], None] | None = None
+    ) -> None:
         for taken in range(begin, end):
             try:
                 draw()
             except StopIteration:
-                raise _other_loader(f"ended after {taken} of the {self.consumed} batches already taken") from None
+                raise other_loader(f"ended after {taken} of the {self.consumed} batches already taken") from None
+            if report is not None:
+                report(taken + 1 - begin, end - begin)
 
     def _opened(self, loader: Any, told: dict[str, Any] | None) -> Iterator[Any]:
         """The current pass from where the loader told that it stood, or from its start."""
@@ -264,8 +301,8 @@ class DataPosition:
             self._prime(loader)
             _put_back(loader, self._start)
             return self._made(loader)
-        if not _is_stateful(loader):
-            raise _other_loader("can't load the state that was saved of it")
+        if not is_stateful(loader):
+            raise other_loader("can't load the state that was saved of it")
         _put_back(loader, self._start)
         with _staying_ended(loader):
             loader.load_state_dict(copy.deepcopy(told["state"]))  # it may make it its own
@@ -288,16 +325,16 @@ class DataPosition:
     def _prime(self, loader: Any) -> None:
         """Have a new loader whose workers persist make the draw that it makes in its first pass alone."""
         if self.passes and getattr(loader, "persistent_workers", False) and loader._iterator is None:  # noqa: SLF001
-            before = {"generators": _generator_states(loader), "rng": rng_state()}
+            before = {**order_state(loader), "rng": rng_state()}
             iter(loader)
             _put_back(loader, before)
 
 
 def _tells(loader: Any, source: Any) -> bool:
     """Whether the loader is to be asked where it stands: it can be, and knows more than how many batches it gave."""
-    if not _is_stateful(loader) or not hasattr(source, "state_dict"):
+    if not is_stateful(loader) or not hasattr(source, "state_dict"):
         return False
-    if not isinstance(loader, DataLoader) or any(map(_is_stateful, (loader.dataset, *samplers(loader)))):
+    if not isinstance(loader, DataLoader) or any(map(is_stateful, (loader.dataset, *samplers(loader)))):
         return True
     if _is_map_style(loader):
         return loader.num_workers > 0 and all(map(_draws_late, samplers(loader)))
@@ -318,17 +355,6 @@ def _values(tree: Any, key: str) -> Iterator[Any]:
         yield from _values(value, key)
 
 
-def _state_of(loader: Any, source: Any) -> Any:
-    state = source.state_dict()
-    try:
-        encode({"state": state})
-    except CheckpointError as error:
-        what = str(error).removeprefix("checkpoint['state']")
-        kind = type(loader).__name__
-        raise CheckpointError(f"saving the train_dataloader, of type {kind}: its state_dict(){what}") from error
-    return copy.deepcopy(state)
-
-
 @contextlib.contextmanager
 def _staying_ended(loader: Any) -> Iterator[None]:
     """Keep a ``torchdata.nodes.Loader`` at the end of a pass, instead of in the next one, which no one has counted."""
@@ -342,10 +368,6 @@ def _staying_ended(loader: Any) -> Iterator[None]:
             loader.restart_on_stop_iteration = restarts
 
 
-def _is_stateful(thing: Any) -> bool:
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-
-
 def _is_map_style(loader: Any) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
@@ -355,13 +377,41 @@ def _skips(loader: Any) -> bool:
     return _is_map_style(loader) and not loader.num_workers and not _remembers(loader.dataset)
 
 
+def _has_indices(loader: Any, told: dict[str, Any] | None) -> bool:
+    return told is None and _is_map_style(loader) and not is_stateful(loader)
+
+
+@contextlib.contextmanager
+def _indices_behind(loader: DataLoader[Any], count: int) -> Iterator[None]:
+    """Have an iterator that is made within the block begin behind *count* batches: workers are given work at once."""
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    sampler = getattr(loader, name)
+    vars(loader)[name] = _Behind(sampler, count)  # DataLoader lets nobody set it
+    try:
+        yield
+    finally:
+        vars(loader)[name] = sampler
+
+
+class _Behind:
+    """A sampler whose first pass begins behind so many of another's indices; workers that persist keep it."""
+
+    def __init__(self, sampler: Any, count: int) -> None:
+        self.sampler, self.count = sampler, count
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        count, self.count = self.count, 0
+        return itertools.islice(iter(self.sampler), count, None)
+
+
 def _remembers(dataset: Any) -> bool:
     """Whether a dataset, or one that it wraps, has a state or a generator of its own."""
-    numpy = sys.modules.get("numpy")
-    kinds = (torch.Generator, random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
     held = getattr(dataset, "__dict__", {})
     parts = (*held.values(), *getattr(held.get("transform"), "__dict__", {}).values())
-    own = _is_stateful(dataset) or any(isinstance(part, kinds) for part in parts)
+    own = is_stateful(dataset) or any(map(is_generator, parts))
     return own or ("dataset" in held and _remembers(held["dataset"]))
 
 
@@ -383,37 +433,23 @@ def _why(loader: Any) -> str:
     return ", as what its workers draw depends on them" if loader.num_workers else ""
 
 
-def _draws() -> list[Any]:
-    """The global generators' states, to be compared."""
-    parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in rng_state().values())
-    return [part.tolist() if isinstance(part, torch.Tensor) else part for part in parts]
+def _draws(loader: Any) -> list[Any]:
+    """The states of the generators that loading may draw from, to be compared."""
+    return [_plain(rng_state()), _plain(collate_generators(loader))]
 
 
-def _put_back(loader: Any, states: dict[str, Any]) -> None:
-    _set_generators(loader, states["generators"])
+def _plain(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return [_plain(each) for each in state] if isinstance(state, list) else state
+
+
+def _put_back(loader: Any, states: dict[str, Any], under_way: bool = False) -> None:
+    set_order_state(loader, states, under_way)
     set_rng_state(states["rng"])
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
-    found: dict[int, torch.Generator] = {}
-    for owner in (loader, *samplers(loader)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            found[id(generator)] = generator
-    return list(found.values())
-
-
-def _generator_states(loader: Any) -> list[torch.Tensor]:
-    return [generator.get_state() for generator in _generators(loader)]
-
-
-def _set_generators(loader: Any, states: list[torch.Tensor]) -> None:
-    own = _generators(loader)
-    if len(own) != len(states):
-        raise _other_loader(f"has {len(own)} generators of its own where there were {len(states)}")
-    for generator, state in zip(own, states, strict=True):
-        generator.set_state(state)
-
-
-def _other_loader(difference: str) -> ResumeError:
-    return ResumeError(f"going on in the train_dataloader: it {difference}; it must be the one that was begun.")
+def _counted(batches: int) -> str:
+    return f"{batches} batches that were used are" if batches > 1 else "1 batch that was used is"

@@ -7,12 +7,14 @@ of their site have run (a save does, so that it holds every receiver's state as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eventrunner.data import DataPosition, batch_count, no_batch
+from eventrunner.data import DataPosition, no_batch
 from eventrunner.device import batch_mover
+from eventrunner.order import batch_count
 from eventrunner.state import rng_state, set_rng_state
 from eventrunner.steps import Step, bind_step, check_outputs, loss_of
 
@@ -195,6 +197,13 @@ class TrainLoop:
         progress.epoch += 1
         progress.epoch_done = 0
 
+    def _batches(self, dataloader: Any) -> Iterator[tuple[int, Any]]:
+        """One pass over the data, or what is left of it; says first what of going on in it can't be exact."""
+        caveat = self.position.caveat(dataloader)
+        if caveat is not None:
+            self.runner.logger.warning("resume", reason=caveat)
+        return self.position.batches(dataloader)
+
     def _before_step(self) -> None:
         if self._guards:  # weights that are being copied are about to change
             self.runner.settle()
@@ -226,7 +235,7 @@ class EpochBasedTrainLoop(TrainLoop):
             return False
         dataloader = self.dataloader
         length = batch_count(dataloader)
-        for batch_idx, data_batch in self.position.batches(dataloader):
+        for batch_idx, data_batch in self._batches(dataloader):
             self.run_iter(batch_idx, data_batch)
             if self.stop_training and batch_idx + 1 != length:
                 return False
@@ -256,7 +265,7 @@ class IterBasedTrainLoop(TrainLoop):
         """Train on one pass over the data, or what is left of it; False where the training ended amid it."""
         progress, validates = self.progress, self.runner.val_loop is not None
         self.position.announce(dataloader)
-        for _, data_batch in self.position.batches(dataloader):
+        for _, data_batch in self._batches(dataloader):
             self.run_iter(progress.iter, data_batch)
             if validates:
                 self.validate_if_due()

@@ -327,10 +327,6 @@ def _resume_path(runner: Runner) -> Path | None:
 def _report_resume(runner: Runner, path: Path) -> None:
     progress = runner.progress
     runner.logger.info("resume", path=path, epoch=progress.epoch, step=progress.iter)
-    loop = runner.train_loop
-    caveat = None if loop is None else loop.position.caveat(loop.dataloader)
-    if caveat is not None:
-        runner.logger.warning("resume", reason=caveat)
     if runner.is_main:
         facts = environment()
         # By the times of checkpoints alone, which only ever go forward: the clock may be put back.

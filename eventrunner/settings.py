@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from eventrunner.data import batch_count, check_loader, no_batch
+from eventrunner.data import check_loader, no_batch
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.evaluator import Evaluator
 from eventrunner.lanes import BACKENDS
 from eventrunner.optim import OptimWrapper, OptimWrapperDict, build_optim
+from eventrunner.order import batch_count
 from eventrunner.schedule import Schedules, all_schedules, build_schedules
 from eventrunner.stepping import Planned, check_steps, unit_remarks
 from eventrunner.steps import Step, check_step, takes_optimizer

@@ -18,7 +18,18 @@ from torch.nn.parameter import is_lazy
 
 from eventrunner.errors import OptionError, listed
 
-__all__ = ["Progress", "Stateful", "check_initialized", "rng_state", "seed_all", "set_rng_state"]
+__all__ = [
+    "Progress",
+    "Stateful",
+    "check_initialized",
+    "generator_state",
+    "is_generator",
+    "is_stateful",
+    "rng_state",
+    "seed_all",
+    "set_generator_state",
+    "set_rng_state",
+]
 
 
 @runtime_checkable
@@ -91,15 +102,13 @@ def rng_state() -> dict[str, Any]:
 
     All words are in tensors of the call's own, which cost a save little.
     """
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"python": [version, _tensor(array("q", words)), gauss], "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {"python": _python_state(random.getstate()), "torch": torch.get_rng_state()}
     # Not where it isn't in use: asking would initialize it, which costs a run on the CPU memory on a GPU.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        kind, keys, position, has_gauss, cached = numpy.random.get_state()
-        state["numpy"] = [kind, _tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)]
+        state["numpy"] = _numpy_state(numpy.random.get_state())
     return state
 
 
@@ -108,15 +117,81 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
     Words may also be in lists, as earlier checkpoints have them.
     """
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(_list(words)), gauss))
+    random.setstate(_python_words(state["python"]))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy" in state:
-        kind, keys, position, has_gauss, cached = state["numpy"]
-        numpy.random.set_state((kind, numpy.array(_list(keys), dtype="uint32"), position, has_gauss, cached))
+        numpy.random.set_state(_numpy_words(state["numpy"]))
+
+
+def is_stateful(thing: Any) -> bool:
+    """Return whether it has a state and takes it back."""
+    return not isinstance(thing, type) and hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+
+
+def is_generator(thing: Any) -> bool:
+    """Return whether it draws random numbers from a state that can be saved: python's, numpy's or torch's."""
+    if isinstance(thing, random.SystemRandom):
+        return False
+    numpy = sys.modules.get("numpy")
+    kinds = (numpy.random.Generator, numpy.random.RandomState) if numpy is not None else ()
+    return isinstance(thing, (random.Random, torch.Generator, *kinds))
+
+
+def generator_state(generator: Any) -> Any:
+    """Return the state of a generator, as plain data and tensors of its own."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return _python_state(generator.getstate())
+    if hasattr(generator, "bit_generator"):
+        return _without_arrays(generator.bit_generator.state)
+    return _numpy_state(generator.get_state())
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Put back what :func:`generator_state` gave of a generator of the same kind.
+
+    Raises:
+        Exception: it is of another kind; which one depends on the kind.
+    """
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(_python_words(state))
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(_numpy_words(state))
+
+
+def _python_state(state: tuple[Any, ...]) -> list[Any]:
+    version, words, gauss = state
+    return [version, _tensor(array("q", words)), gauss]
+
+
+def _python_words(state: Any) -> tuple[Any, ...]:
+    version, words, gauss = state
+    return version, tuple(_list(words)), gauss
+
+
+def _numpy_state(state: tuple[Any, ...]) -> list[Any]:
+    kind, keys, position, has_gauss, cached = state
+    return [kind, _tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)]
+
+
+def _numpy_words(state: Any) -> tuple[Any, ...]:
+    kind, keys, position, has_gauss, cached = state
+    return kind, sys.modules["numpy"].array(_list(keys), dtype="uint32"), position, has_gauss, cached
+
+
+def _without_arrays(state: Any) -> Any:
+    """The state of numpy's bit generator with lists in place of arrays, and integers in place of numpy's."""
+    if isinstance(state, dict):
+        return {key: _without_arrays(value) for key, value in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state
 
 
 def _tensor(words: Any) -> torch.Tensor:

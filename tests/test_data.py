@@ -30,8 +30,9 @@ from torch.utils.data import (
 from torchdata.nodes import Batcher, Loader, Mapper, Prefetcher, SamplerWrapper
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from eventrunner.data import DataPosition, batch_count, check_loader, samplers
+from eventrunner.data import DataPosition, check_loader
 from eventrunner.errors import CheckpointError, OptionError, ResumeError
+from eventrunner.order import batch_count, samplers
 from eventrunner.state import rng_state, seed_all, set_rng_state
 
 pytestmark = [
@@ -250,7 +251,7 @@ def test_samplers_are_told_the_number_of_each_pass_also_when_gone_on_with() -> N
     [
         (lambda: DataLoader(Noisy(), 1), "has 8 batches where there were 4"),
         (lambda: DataLoader(Stream(), 2), "has None batches where there were 4"),
-        (lambda: own_generator(), "has 1 generators of its own where there were 0"),
+        (lambda: own_generator(), "holds generator where it held no generator"),
     ],
 )
 def test_another_loader_than_the_one_that_was_begun_is_an_error(other: Any, difference: str) -> None:
@@ -286,7 +287,7 @@ def test_at_a_boundary_a_missing_generator_is_an_error() -> None:
     train(position, own_generator(), passes=1)
     again = DataPosition()
     again.load_state_dict(position.state_dict())
-    with pytest.raises(ResumeError, match="it has 0 generators of its own where there were 1;"):
+    with pytest.raises(ResumeError, match="it holds no generator where it held generator;"):
         next(again.batches(shuffled()))
 
 
@@ -297,7 +298,7 @@ def test_what_was_loaded_is_saved_again_before_the_next_pass() -> None:
     again = DataPosition()
     again.load_state_dict(position.state_dict())
     assert len(again.state_dict()["generators"]) == 1
-    assert torch.equal(again.state_dict()["generators"][0], position.state_dict()["generators"][0])
+    assert torch.equal(*(each.state_dict()["generators"]["generator"] for each in (again, position)))
 
 
 def test_the_state_is_a_copy_of_generators() -> None:
@@ -305,10 +306,10 @@ def test_the_state_is_a_copy_of_generators() -> None:
     loader = own_generator()
     position = DataPosition()
     train(position, loader, passes=1, until=2)
-    saved = position.state_dict()["generators"][0].clone()
+    saved = position.state_dict()["generators"]["generator"].clone()
     state = position.state_dict()
     torch.rand(3, generator=loader.generator)
-    assert torch.equal(state["generators"][0], saved)
+    assert torch.equal(state["generators"]["generator"], saved)
 
 
 # Batches left behind by their indices

@@ -36,6 +36,7 @@ LAYERS = (
         "averaging",
         "evaluator",
         "device",
+        "order",
         "data",
         "schedule",
         "stepping",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy
 import pytest
@@ -12,7 +15,16 @@ import torch
 
 from eventrunner.checkpoint.codec import decode, encode
 from eventrunner.optim import OptimWrapper
-from eventrunner.state import Progress, Stateful, rng_state, seed_all, set_rng_state
+from eventrunner.state import (
+    Progress,
+    Stateful,
+    generator_state,
+    is_generator,
+    rng_state,
+    seed_all,
+    set_generator_state,
+    set_rng_state,
+)
 
 
 def test_what_is_done_counts_before_the_counters_advance() -> None:
@@ -123,3 +135,48 @@ def test_stateful_is_what_has_both_methods() -> None:
     assert isinstance(torch.nn.Linear(1, 1), Stateful)
     assert isinstance(OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)), Stateful)
     assert not isinstance(object(), Stateful)
+
+
+def of_numpy(kind: str) -> numpy.random.Generator:
+    """One of its newer generators."""
+    return numpy.random.Generator(getattr(numpy.random, kind)(3))
+
+
+def encode_and_decode(state: Any) -> Any:
+    """What a checkpoint makes of it."""
+    encoded = encode({"state": state})
+    return decode(json.loads(json.dumps(encoded.document)), encoded.tensors)["state"]
+
+
+GENERATORS: list[Callable[[], Any]] = [
+    lambda: random.Random(3),
+    lambda: torch.Generator().manual_seed(3),
+    lambda: numpy.random.RandomState(3),
+    *(functools.partial(of_numpy, kind) for kind in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")),
+]
+
+
+@pytest.mark.parametrize("make", GENERATORS, ids=range(len(GENERATORS)))
+@pytest.mark.parametrize("form", [encode_and_decode, lambda state: state], ids=["saved", "kept"])
+def test_a_generator_goes_on_from_its_state(make: Callable[[], Any], form: Callable[[Any], Any]) -> None:
+    """Of every kind, also behind a checkpoint, and whatever is drawn from it afterwards."""
+
+    def draw(generator: Any) -> float:
+        if isinstance(generator, torch.Generator):
+            return torch.rand((), generator=generator).item()
+        return float(generator.random())
+
+    first = make()
+    draw(first)
+    state = form(generator_state(first))
+    following = [draw(first), draw(first)]
+    again = make()
+    set_generator_state(again, state)
+    assert is_generator(again)
+    assert [draw(again), draw(again)] == following
+
+
+@pytest.mark.parametrize("thing", [random.SystemRandom(), random, iter([1]), 3, None])
+def test_what_has_no_state_to_be_saved_is_no_generator(thing: Any) -> None:
+    """The system's chance above all."""
+    assert not is_generator(thing)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.data import batch_count
 from eventrunner.errors import OptionError
 from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
+from eventrunner.order import batch_count
 from eventrunner.registry import HOOKS
 from eventrunner.state import Progress
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventrunner.data import samplers
 from eventrunner.hook import Hook
+from eventrunner.order import announce
 from eventrunner.registry import HOOKS
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ __all__ = ["DistSamplerSeedHook"]
 
 @HOOKS.register_module()
 class DistSamplerSeedHook(Hook):
-    """Call ``set_epoch`` on the train dataloader's sampler, or its batch sampler's, before each epoch.
+    """Call ``set_epoch`` on the train dataloader's sampler, batch sampler and dataset before each epoch.
 
-    Without it a ``DistributedSampler`` gives every epoch the same order. A sampler without ``set_epoch``, and a loader
-    without a sampler, are left alone.
+    Without it a ``DistributedSampler`` gives every epoch the same order, and so does a dataset that shuffles a stream.
+    What has no ``set_epoch`` is left alone. Workers that persist keep the dataset as it was when they began.
     """
 
     priority = "NORMAL"
@@ -27,6 +27,4 @@ class DistSamplerSeedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the epoch."""
-        for sampler in samplers(runner.train_dataloader):
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(runner.epoch)
+        announce(runner.train_dataloader, runner.epoch)
