@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ARGUMENTS", "METHODS", "SITES", "Foreign", "argument_hint", "method_hint", "site_hint"]
+__all__ = [
+    "ARGUMENTS",
+    "METHODS",
+    "PRIVATE",
+    "SITES",
+    "Foreign",
+    "argument_hint",
+    "method_hint",
+    "private_hint",
+    "site_hint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,29 @@ METHODS: Mapping[str, Foreign] = {
 """Names of methods and attributes of ``Runner``."""
 
 
+_SAVING = Foreign(_MMENGINE, "a save is seen at 'before_save_checkpoint' and 'after_commit_checkpoint'")
+_RULE = Foreign(_MMENGINE, "whether more is better is said by rule=…")
+_TRACING = Foreign(_MMENGINE, "traces are said by on_trace_ready=… and json_trace_path=…")
+
+PRIVATE: Mapping[str, Mapping[str, Foreign]] = {
+    "CheckpointHook": {
+        "_save_checkpoint": _SAVING,
+        "_save_checkpoint_with_step": _SAVING,
+        "_save_best_checkpoint": Foreign(_MMENGINE, "the best is found at 'after_val_epoch' by save_best=…"),
+        "_publish_model": Foreign(_MMENGINE, "what is published is said by published_keys=…"),
+        "_init_rule": _RULE,
+    },
+    "EarlyStoppingHook": {
+        "_check_stop_condition": Foreign(_MMENGINE, "the score is judged at 'after_val_epoch'"),
+        "_init_rule": _RULE,
+    },
+    "EMAHook": {"_ema_started": Foreign(_MMENGINE, "the average begins by begin_iter=… or begin_epoch=…")},
+    "LoggerHook": {"_process_tags": Foreign(_MMENGINE, "rows are looked at by receivers of 'on_log'")},
+    "ProfilerHook": {"_parse_trace_config": _TRACING, "_export_chrome_trace": _TRACING},
+}
+"""Names of private methods of built-in hooks, which subclasses override there, and which nothing calls here."""
+
+
 def _hint(table: Mapping[str, Foreign], name: str) -> str | None:
     found = table.get(name)
     return None if found is None else f"that is {found.owner} name; here {found.here}"
@@ -204,3 +237,8 @@ def argument_hint(name: str) -> str | None:
 def method_hint(name: str) -> str | None:
     """What ``Runner`` has in place of a foreign method or attribute, or None."""
     return _hint(METHODS, name)
+
+
+def private_hint(hook: str, name: str) -> str | None:
+    """What there is in place of a foreign private method of a built-in hook, or None."""
+    return _hint(PRIVATE.get(hook, {}), name)

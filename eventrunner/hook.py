@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -16,7 +17,7 @@ from eventrunner.bus import Bus, Site
 from eventrunner.connection import Connection
 from eventrunner.errors import HookError, OptionError, SignatureError, did_you_mean
 from eventrunner.filters import parse_options
-from eventrunner.foreign import SITES, site_hint
+from eventrunner.foreign import SITES, private_hint, site_hint
 from eventrunner.priority import Priority, get_priority
 from eventrunner.signature import Receiver, is_plain, label, where
 from eventrunner.sites import RUN_SITES
@@ -432,10 +433,26 @@ def _refuse_near_misses(bus: Bus, hook: Any, names: Iterable[str]) -> None:
                 f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}) that nothing calls; did you "
                 f"mean {near[0]!r}?"
             )
+    for cls in type(hook).__mro__:
+        if cls.__module__.startswith("eventrunner.hooks."):
+            _refuse_uncalled(hook, cls)
     for name in names:
         reason = "" if name in bus else _near_miss(name, [site.name for site in bus])
         if reason:
             raise HookError(f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}){reason}")
+
+
+def _refuse_uncalled(hook: Any, builtin: type) -> None:
+    """Refuse what overrides a method of MMEngine's hook of that name, where neither *builtin* nor *hook* calls it."""
+    own = list(itertools.takewhile(lambda cls: cls is not builtin, type(hook).__mro__))
+    codes = {name: getattr(each, "__code__", None) for cls in own for name, each in vars(cls).items()}
+    for name in codes:
+        hint = private_hint(builtin.__name__, name)
+        if hint and not any(name in code.co_names for each, code in codes.items() if code and each != name):
+            raise HookError(
+                f"hook {_name(hook)} overrides {builtin.__name__}.{name} ({where(getattr(hook, name))}), which nothing "
+                f"calls: {hint}."
+            )
 
 
 def _near_miss(name: str, sites: Sequence[str]) -> str:

@@ -59,11 +59,16 @@ class Registry:
 
     Args:
         kind: What the classes are, in the singular, for messages.
+        parent: Whose dicts may name this registry's classes too. A name that both have is then that of this one's
+            class: ``Registry("hook", parent=HOOKS)`` is for hooks that are called like built-in ones.
     """
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, kind: str, parent: Registry | None = None) -> None:
+        self._kind, self._parent = kind, parent
         self._classes: dict[str, type] = {}
+        self._adopted: list[Mapping[str, type]] = []
+        if parent is not None:
+            parent.adopt(self._classes)
 
     @overload
     def register_module(self, name: str | Sequence[str] | None = None, force: bool = False, *, module: C) -> C: ...
@@ -104,21 +109,34 @@ class Registry:
             if each in self._classes and not force:
                 raise OptionError(
                     f"{_place(cls)} can't be registered as {self._kind} {each!r}: "
-                    f"the name is taken by {_place(self._classes[each])}; pass force=True to replace it."
+                    f"the name is taken by {_place(self._classes[each])}; pass force=True to replace it, or "
+                    f"register it in a Registry({self._kind!r}, parent=…) of your own."
                 )
         self._classes.update(dict.fromkeys(names, cls))
         return cls
 
     def get(self, name: str) -> type:
-        """The class of that name.
+        """Return the class of that name: a child's, else this registry's own, else its parent's.
 
         Raises:
             OptionError: there is none.
         """
-        if name not in self._classes:
-            near = did_you_mean(str(name), self._classes) or "."
-            raise OptionError(f"no {self._kind} is registered as {name!r} among {listed(self._classes)}{near}")
-        return self._classes[name]
+        known = self.known()
+        if name not in known:
+            near = did_you_mean(str(name), known) or "."
+            raise OptionError(f"no {self._kind} is registered as {name!r} among {listed(known)}{near}")
+        return known[name]
+
+    def adopt(self, classes: Mapping[str, type]) -> None:
+        """Have dicts name *classes*, and those that come to be in it, before this registry's own."""
+        self._adopted.append(classes)
+
+    def known(self) -> dict[str, type]:
+        """Every class that a dict can name, by name."""
+        found = {} if self._parent is None else self._parent.known()
+        for classes in (self._classes, *self._adopted):
+            found.update(classes)
+        return found
 
     def build(self, cfg: Mapping[str, Any], /, **defaults: Any) -> Any:
         """Construct what a dict describes.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.errors import HookError, OptionError, did_you_mean, listed
 from eventrunner.hook import Hook, HookHandle, connect_hook
-from eventrunner.hooks import DEFAULT_HOOKS
+from eventrunner.hooks import DEFAULT_HOOKS, EarlyStoppingHook
 from eventrunner.priority import Priority, get_priority
 from eventrunner.registry import HOOKS
 from eventrunner.state import Stateful
@@ -55,6 +55,7 @@ class Roster:
             raise HookError(f"registering {hook!r}: a hook is an instance of Hook or a dict with its type and options.")
         number = get_priority(hook.priority if priority is None else priority)
         _check_state(hook)
+        _complete(hook)
         self._take(hook)
         hook.check_run(self._runner)
         handle = connect_hook(self._runner.bus, hook, self._runner, number)
@@ -111,6 +112,16 @@ class Roster:
             for handle in self._handles[before:]:
                 handle.remove()
             raise
+
+
+def _complete(hook: Hook) -> None:
+    """Give a subclass of a built-in hook that left out ``super().__init__()`` what that sets without arguments."""
+    builtin = next((cls for cls in type(hook).__mro__ if cls.__module__.startswith("eventrunner.hooks.")), None)
+    if builtin is None or builtin in (type(hook), EarlyStoppingHook):  # the last needs its metric said
+        return
+    for name, value in vars(builtin()).items():
+        if getattr(type(hook), name, None) is getattr(builtin, name, None):  # else the subclass has its own
+            vars(hook).setdefault(name, value)
 
 
 def _state_of(hook: Hook) -> Any:

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 
 import pytest
 
-from eventrunner.foreign import ARGUMENTS, METHODS, SITES, Foreign, argument_hint, method_hint, site_hint
+from eventrunner import hooks
+from eventrunner.foreign import (
+    ARGUMENTS,
+    METHODS,
+    PRIVATE,
+    SITES,
+    Foreign,
+    argument_hint,
+    method_hint,
+    private_hint,
+    site_hint,
+)
 from eventrunner.sites import CATALOGUE
 
 OWNERS = {
@@ -32,7 +43,8 @@ RUNNER_ARGUMENTS = {
 }  # fmt: skip
 NESTED_ARGUMENTS = {
     "by_epoch", "max_epochs", "max_iters", "val_interval", "seed", "logger", "dtype", "accumulative_counts",
-    "clip_grad", "max_norm",
+    "clip_grad", "max_norm", "save_best", "rule", "published_keys", "begin_iter", "begin_epoch", "on_trace_ready",
+    "json_trace_path",
 }  # fmt: skip
 RUNNER_METHODS = {"train", "val", "test", "stop", "on", "register_hook", "call_hook"}
 RUNNER_ATTRIBUTES = RUNNER_METHODS | {
@@ -40,7 +52,7 @@ RUNNER_ATTRIBUTES = RUNNER_METHODS | {
     "message_hub", "logger", "work_dir", "train_loop", "stop_reason", "save_checkpoint", "train_dataloader",
     "val_dataloader", "test_dataloader",
 }  # fmt: skip
-TABLES = {"site": SITES, "argument": ARGUMENTS, "method": METHODS}
+TABLES = {"site": SITES, "argument": ARGUMENTS, "method": METHODS, **PRIVATE}
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -87,7 +99,7 @@ def test_every_hint_of_a_site_names_a_site_except_where_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("table", "real"),
     [(SITES, REAL_SITES | FAN_IN), (ARGUMENTS, RUNNER_ARGUMENTS), (METHODS, RUNNER_ATTRIBUTES)],
-    ids=TABLES,
+    ids=("site", "argument", "method"),
 )
 def test_no_name_of_ours_is_called_foreign(table: Mapping[str, Foreign], real: set[str]) -> None:
     """What works here has no hint against it."""
@@ -102,7 +114,7 @@ def test_no_site_of_ours_is_foreign_in_another_case_or_with_a_prefix(site: str) 
 
 def test_the_tables_have_the_size_that_was_meant() -> None:
     """About ninety names: what people bring along, not all that there is."""
-    assert 85 <= sum(map(len, TABLES.values())) <= 125
+    assert 85 <= sum(map(len, (SITES, ARGUMENTS, METHODS))) <= 125
 
 
 @pytest.mark.parametrize(
@@ -166,3 +178,11 @@ def test_an_entry_is_frozen() -> None:
     """Nobody changes the tables' entries in passing."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         SITES["on_save"].here = "nowhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("hook", PRIVATE)
+def test_a_private_method_of_the_table_is_none_of_the_hook_here(hook: str) -> None:
+    """Else it would be called, and no error; and the hint is asked for by both names."""
+    assert all(not hasattr(getattr(hooks, hook), name) for name in PRIVATE[hook])
+    assert private_hint(hook, next(iter(PRIVATE[hook]))).startswith("that is MMEngine's name; here ")
+    assert private_hint(hook, "_save") is private_hint("Hook", "_init_rule") is None

@@ -10,12 +10,27 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeRunner
-from tiny import batches, linear, rows, train_step
+from tiny import QUIET, batches, linear, rows, train_step
 from torch.optim.lr_scheduler import ExponentialLR
 
-from eventrunner import HOOKS, Hook, Runner
-from eventrunner.hooks import EMAHook, IterTimerHook, ParamSchedulerHook
+from eventrunner import HOOKS, Hook, Runner, hooks
+from eventrunner.errors import HookError, OptionError
+from eventrunner.foreign import PRIVATE
+from eventrunner.hooks import (
+    CheckpointHook,
+    DistSamplerSeedHook,
+    EarlyStoppingHook,
+    EMAHook,
+    EmptyCacheHook,
+    IterTimerHook,
+    LoggerHook,
+    ParamSchedulerHook,
+    ProfilerHook,
+    RuntimeInfoHook,
+    SyncBuffersHook,
+)
 from eventrunner.optim import OptimWrapper
+from eventrunner.registry import Registry
 
 
 @HOOKS.register_module()
@@ -295,3 +310,124 @@ def test_scalars_of_a_hook_are_logged_whatever_their_keys(make_runner: MakeRunne
     assert test.keys() == {"step", "epoch", "test/mse", "test/share"}
     assert (val["val/share"], test["test/share"]) == (0.25, 0.75)
     assert "mine/share" in told[0]
+
+
+BUILT_IN = {
+    "runtime_info": RuntimeInfoHook,
+    "timer": IterTimerHook,
+    "sampler_seed": DistSamplerSeedHook,
+    "logger": LoggerHook,
+    "param_scheduler": ParamSchedulerHook,
+    "checkpoint": CheckpointHook,
+    "ema": EMAHook,
+    "empty": EmptyCacheHook,
+    "buffers": SyncBuffersHook,
+    "profiler": ProfilerHook,
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_subclass_of_a_built_in_hook_may_leave_out_its_init(make_runner: MakeRunner, name: str) -> None:
+    """It has what that sets without arguments, besides its own, and does what the hook does."""
+
+    def init(self: Any, factor: float) -> None:
+        self.factor = factor
+
+    hook = type(f"My{name}", (BUILT_IN[name],), {"__init__": init})(0.5)
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = {"scheduler": ExponentialLR(optimizer, 0.5), "by_epoch": False}
+    hooks = {"logger": None, name: hook}
+    runner = make_runner(model=model, optimizer=optimizer, param_scheduler=schedule, val=True, default_hooks=hooks)
+    runner.train()
+    assert hook.factor == 0.5
+    assert optimizer.param_groups[0]["lr"] == 1 / 16
+    assert len(runner.message_hub.get_scalar("train/time")) == 4
+    assert (Path(runner.work_dir) / "epoch_2").is_dir()
+
+
+def test_what_a_subclass_sets_itself_stays(make_runner: MakeRunner) -> None:
+    """Only what it leaves out is filled in."""
+
+    class Often(CheckpointHook):
+        def __init__(self) -> None:
+            self.interval, self.by_epoch, self.save_last = 1, False, False
+
+    runner = make_runner(epochs=1, default_hooks={"logger": None, "checkpoint": Often()})
+    runner.train()
+    assert sorted(path.name for path in Path(runner.work_dir).glob("*_*") if path.is_dir()) == ["iter_1", "iter_2"]
+
+
+@pytest.mark.parametrize(
+    ("built_in", "name"),
+    [(getattr(hooks, hook), name) for hook, names in PRIVATE.items() for name in names],
+)
+def test_overriding_what_nothing_calls_is_refused(make_runner: MakeRunner, built_in: type[Hook], name: str) -> None:
+    """At registration, with its name and what there is here instead; nothing of the hook stays connected."""
+
+    def init(self: Any) -> None:
+        pass
+
+    def overridden(self: Any, *args: Any) -> Any:
+        return getattr(super(kind, self), name)(*args)
+
+    kind: Any = type("Mine", (built_in,), {"__init__": init, name: overridden})
+    hook = kind.__new__(kind)
+    vars(hook).update(vars(built_in("mse") if built_in is EarlyStoppingHook else built_in()))
+    runner = make_runner(val=True)
+    before = len(runner.hooks)
+    with pytest.raises(HookError) as caught:
+        runner.register_hook(hook)
+    said = str(caught.value)
+    assert said.startswith(f"hook Mine overrides {built_in.__name__}.{name} (")
+    assert "which nothing calls: that is MMEngine's name; here " in said
+    assert len(runner.hooks) == before
+
+
+def test_a_method_that_the_hook_itself_calls_is_its_own(make_runner: MakeRunner) -> None:
+    """Whatever MMEngine calls its own."""
+    called: list[int] = []
+
+    class Saves(CheckpointHook):
+        def _save_checkpoint(self, runner) -> None:
+            called.append(runner.iter)
+
+        def after_train_epoch(self, runner) -> None:
+            super().after_train_epoch(runner)
+            self._save_checkpoint(runner)
+
+    make_runner(epochs=1, default_hooks={"logger": None, "checkpoint": Saves()}).train()
+    assert called == [2]
+
+
+def test_a_subclass_of_the_cache_hook_reaches_its_own_method(make_runner: MakeRunner) -> None:
+    """By the fan-in name that MMEngine's has, whatever the options are."""
+    modes: list[str] = []
+
+    class Mine(EmptyCacheHook):
+        def _after_epoch(self, runner, mode="train") -> None:
+            modes.append(mode)
+
+    make_runner(epochs=1, val=True, default_hooks=QUIET, custom_hooks=[Mine(after_epoch=True)]).train()
+    assert modes == ["train", "val"]
+
+
+def test_a_hook_named_like_a_built_in_one_registers_in_a_registry_of_its_own(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And dicts find it; the built-in one is left as it was."""
+    monkeypatch.setattr(HOOKS, "_adopted", [])
+    own = Registry("hook", parent=HOOKS)
+
+    @own.register_module(name="EMAHook")
+    class MyEMAHook(EMAHook):
+        """With another default."""
+
+        def __init__(self, momentum: float = 0.5) -> None:
+            super().__init__(momentum=momentum)
+
+    runner = make_runner(epochs=1, default_hooks=QUIET, custom_hooks=[{"type": "EMAHook", "momentum": 0.25}])
+    assert [type(hook) for hook in runner.hooks if isinstance(hook, EMAHook)] == [MyEMAHook]
+    runner.train()
+    with pytest.raises(OptionError, match=r"or register it in a Registry\('hook', parent=…\) of your own"):
+        HOOKS.register_module(name="EMAHook", module=MyEMAHook)

@@ -116,7 +116,8 @@ def test_a_taken_name_names_both_places() -> None:
 
     assert str(caught.value) == (
         f"{__name__}.PlainHook can't be registered as hook 'Saver': "
-        f"the name is taken by {__name__}.CheckpointHook; pass force=True to replace it."
+        f"the name is taken by {__name__}.CheckpointHook; pass force=True to replace it, "
+        "or register it in a Registry('hook', parent=…) of your own."
     )
 
 
@@ -277,6 +278,33 @@ def test_what_is_not_a_description_is_a_type_error(hooks: Registry, cfg: Any, me
 
     assert isinstance(caught.value, HookError)
     assert str(caught.value) == message
+
+
+def test_a_class_named_like_a_parents_is_found_by_the_parents_dicts() -> None:
+    """A registry of one's own takes nobody's name away: beside it the parent's class has it still."""
+    parent, other = Registry("hook"), Registry("hook")
+    for registry in (parent, other):
+        registry.register_module(module=CheckpointHook)
+    own = Registry("hook", parent=parent)
+    own.register_module(name="CheckpointHook", module=OpenHook)
+    own.register_module(module=PlainHook)
+
+    assert parent.get("CheckpointHook") is own.get("CheckpointHook") is OpenHook
+    assert isinstance(parent.build({"type": "PlainHook"}), PlainHook)
+    assert other.get("CheckpointHook") is CheckpointHook
+    assert (len(parent), "PlainHook" in parent) == (1, False)
+
+
+def test_a_child_finds_what_its_parent_has() -> None:
+    """And says of all of them what there is."""
+    parent = Registry("hook")
+    parent.register_module(module=CheckpointHook)
+    own = Registry("hook", parent=parent)
+    own.register_module(module=PlainHook)
+
+    assert own.get("CheckpointHook") is CheckpointHook
+    with pytest.raises(OptionError, match="no hook is registered as 'PlaneHook' among CheckpointHook, PlainHook; did"):
+        own.get("PlaneHook")
 
 
 def test_the_shipped_registry_is_of_hooks() -> None:

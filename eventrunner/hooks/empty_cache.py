@@ -43,7 +43,7 @@ class EmptyCacheHook(Hook):
             if not isinstance(value, bool):
                 raise OptionError(f"EmptyCacheHook({name}={value!r}): give True or False.")
         for name, value in wanted.items():
-            if value:
+            if value and getattr(type(self), f"_{name}") is getattr(Hook, f"_{name}"):  # a subclass may have its own
                 # On the instance, because what a hook has is what gets connected.
                 setattr(self, f"_{name}", self._empty)
 
