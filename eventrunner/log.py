@@ -43,6 +43,27 @@ _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _PLAIN_SIGNS = str.maketrans({"★": "*", "●": "o", "·": "-", "…": "..."})
 
 
+class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]  # a class that is made
+    """structlog's logger, and what code that takes a ``logging.Logger`` asks of it."""
+
+    name, level, handlers = "eventrunner", logging.DEBUG, ()
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
+        """Whether the file has events of that level."""
+        return level >= self.level
+
+    def getEffectiveLevel(self) -> int:  # noqa: N802
+        """The least level that the file has."""
+        return self.level
+
+    def log(self, level: int, event: Any, *args: Any, **fields: Any) -> None:
+        """Log at a level, or at the nearest one below it that has a name."""
+        if self.isEnabledFor(level):
+            super().log(
+                max(each for each in map(logging.getLevelName, LEVELS) if each <= level), event, *args, **fields
+            )
+
+
 class RunLog:
     """Takes events through :attr:`logger` and writes each to stdout and, once :meth:`open` was called, to a file.
 
@@ -66,10 +87,11 @@ class RunLog:
             _Sink(self),
             processors=[
                 structlog.stdlib.PositionalArgumentsFormatter(),
+                _without_logging,
                 structlog.processors.format_exc_info,
                 _hand_over,
             ],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+            wrapper_class=_Logger,
         )
 
     def _begin(self) -> None:
@@ -263,6 +285,14 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 def headed(head: str, *parts: str) -> str:
     """A line whose parts begin in one column, below those of other lines with short headings."""
     return f"{head:<11} {'   '.join(part for part in parts if part)}".rstrip()
+
+
+def _without_logging(_: Any, method: str, event: Any) -> Any:
+    """Spread what ``logging`` has in ``extra``, and drop what says where to look for the caller."""
+    for name in ("stacklevel", "stack_info"):
+        event.pop(name, None)
+    extra = event.pop("extra", None)
+    return {**(extra if isinstance(extra, Mapping) else {}), **event}
 
 
 def _hand_over(_: Any, method: str, event: Any) -> tuple[tuple[str, dict[str, Any]], dict[str, Any]]:

@@ -117,12 +117,14 @@ def test_the_plan_says_who_runs_where(make_runner: MakeRunner) -> None:
         ["90", "CheckpointHook"],
     ]
     assert blocks["before_train_epoch"] == [
+        ["10", "RuntimeInfoHook"],
         ["50", "IterTimerHook"],
         ["50", "DistSamplerSeedHook"],
         ["60", "LoggerHook"],
     ]
     assert blocks["after_val_epoch"] == [
         ["10", "RuntimeInfoHook"],
+        ["50", "IterTimerHook"],
         ["60", "LoggerHook"],
         ["70", "ParamSchedulerHook"],
         ["90", "CheckpointHook"],

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -51,6 +52,26 @@ def test_floats_in_a_pipe_have_six_digits(capsys: pytest.CaptureFixture[str]) ->
     """Full precision is what log.jsonl is for."""
     RunLog().logger.info("x", loss=1 / 3, small=3e-9, whole=2.0, bad=float("nan"))
     assert piped(capsys) == ["level=info event=x loss=0.333333 small=3e-09 whole=2 bad=nan"]
+
+
+def test_code_that_takes_a_logging_logger_gets_along_with_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """An adapter, for instance: it asks for name and level, and whether one is enabled, and logs at any."""
+    logger = RunLog("DEBUG").logger
+    adapter = logging.LoggerAdapter(logger, {"trial": 3})
+    adapter.info("a %s", "word")
+    adapter.log(25, "between", stacklevel=2)
+    logger.log(logging.DEBUG - 1, "never")
+    logger.log(logging.CRITICAL + 9, "%d of %d", 1, 2, extra=None)
+    logger.bind(of=2).warn("careful")
+    assert piped(capsys) == [
+        'level=info event="a word" trial=3',
+        "level=info event=between trial=3",
+        'level=critical event="1 of 2"',
+        "level=warning event=careful of=2",
+    ]
+    assert (logger.name, logger.level, list(logger.handlers)) == ("eventrunner", logging.DEBUG, [])
+    assert [logger.isEnabledFor(level) for level in (5, 10, 20)] == [False, True, True]
+    assert logger.getEffectiveLevel() == adapter.getEffectiveLevel() == logging.DEBUG
 
 
 def test_nothing_in_a_pipe_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tiny import QUIET, batches, same
 from torch.utils.data import DataLoader, TensorDataset
 
 import eventrunner
-from eventrunner import EpochBasedTrainLoop, Hook, IterBasedTrainLoop, Runner, load_checkpoint
+from eventrunner import EpochBasedTrainLoop, Hook, IterBasedTrainLoop, Runner, hooks, load_checkpoint
 from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.errors import LockedError, OptionError
 
@@ -174,3 +176,56 @@ def test_a_folder_that_another_run_writes_to_is_refused(make_runner: MakeRunner,
     with FolderLock(tmp_path / "elsewhere"), pytest.raises(LockedError):
         runner.save_checkpoint(tmp_path / "elsewhere", "mine")
     assert not (tmp_path / "elsewhere" / "mine").exists()
+
+
+THEIRS = {
+    "Runner": """
+        experiment_name model_name work_dir log_dir max_epochs max_iters epoch iter launcher distributed rank world_size
+        deterministic seed timestamp hooks train_loop val_loop test_loop train_dataloader val_dataloader test_dataloader
+        val_evaluator test_evaluator val_interval val_begin from_cfg setup_env set_randomness build_model wrap_model
+        scale_lr build_optim_wrapper build_param_scheduler build_evaluator build_dataloader get_hooks_info
+        load_or_resume train val test call_hook register_hook register_default_hooks register_custom_hooks
+        register_hooks load_checkpoint save_checkpoint dump_config message_hub visualizer log_processor logger model
+        optim_wrapper param_schedulers cfg auto_scale_lr _resume _hooks _train_loop _load_from""",
+    "MessageHub": """
+        get_instance get_current_instance update_scalar update_scalars update_info pop_info update_info_dict log_scalars
+        runtime_info get_scalar get_info state_dict load_state_dict""",
+    "HistoryBuffer": "update data register_statistics statistics mean max min current",
+    "OptimWrapper": """
+        update_params backward zero_grad step optim_context initialize_count_status should_update should_sync scale_loss
+        inner_count param_groups defaults get_lr get_momentum state_dict load_state_dict""",
+    "Evaluator": "dataset_meta process evaluate offline_evaluate",
+    "CheckpointHook": """
+        interval by_epoch save_optimizer save_param_scheduler out_dir max_keep_ckpts save_last save_best rule
+        greater_keys less_keys file_client_args filename_tmpl backend_args published_keys save_begin""",
+    "LoggerHook": """
+        interval ignore_last interval_exp_name out_dir out_suffix keep_local file_client_args log_metric_by_epoch
+        backend_args""",
+    "EMAHook": "ema_type strict_load begin_iter begin_epoch",
+    "EarlyStoppingHook": "monitor rule min_delta strict check_finite patience stopping_threshold",
+    "EmptyCacheHook": "before_epoch after_epoch after_iter",
+    "hooks": """
+        Hook CheckpointHook LoggerHook EMAHook RuntimeInfoHook IterTimerHook DistSamplerSeedHook ParamSchedulerHook
+        EmptyCacheHook SyncBuffersHook EarlyStoppingHook ProfilerHook NPUProfilerHook NaiveVisualizationHook
+        PrepareTTAHook""",
+}
+"""Public names of MMEngine 0.10.7 that hooks use, options of its built-in hooks, and four private names."""
+
+
+@pytest.mark.parametrize("owner", THEIRS)
+def test_what_is_not_here_stands_in_the_readmes_table(make_runner: MakeRunner, owner: str) -> None:
+    """Each name of MMEngine's is one of ours, or the table says what there is instead."""
+    runner = make_runner(val=True)
+    here: dict[str, Any] = {
+        "Runner": dir(runner),
+        "MessageHub": dir(runner.message_hub),
+        "HistoryBuffer": dir(eventrunner.HistoryBuffer),
+        "OptimWrapper": dir(runner.optim_wrapper),
+        "Evaluator": dir(runner.val_evaluator),
+        "hooks": dir(hooks),
+    }
+    ours = here.get(owner) or inspect.signature(getattr(hooks, owner)).parameters
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Coming from MMEngine")[1].split("\n## ")[0]
+    missing = [name for name in THEIRS[owner].split() if name not in ours]
+    assert [name for name in missing if not re.search(rf"\b{name}\b", table)] == []
