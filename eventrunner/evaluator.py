@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eventrunner.errors import OptionError, listed
+from eventrunner.task import inert_kind
 
 __all__ = ["Evaluator", "Metric"]
 
@@ -136,6 +137,12 @@ def _require_metric(where: str, metric: object) -> None:
     if callable(getattr(metric, "process", None)) and callable(getattr(metric, "evaluate", None)) and missing:
         raise OptionError(
             f"{where} is {given}, with MMEngine's process and evaluate; a metric has update, compute and reset here."
+        )
+    inert = [method for method in _METHODS if not missing and inert_kind(getattr(metric, method))]
+    if inert:
+        raise OptionError(
+            f"{where} is {given}, whose {listed(inert)} gives a {inert_kind(getattr(metric, inert[0]))}, of which "
+            "nothing runs until it is driven; write a plain method."
         )
     if missing:
         raise OptionError(

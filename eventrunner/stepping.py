@@ -95,10 +95,20 @@ def _mistaken(schedule: Schedule, epochs: float, iters: int) -> Iterator[str]:
     """The numbers of the scheduler, or of those that it is made of, that are of the other unit."""
     fits = _fits_iterations if schedule.by_epoch else _fits_epochs
     for scheduler in with_parts(schedule.scheduler):
-        for kind, (argument, attribute) in (_WHOLE | _PART).items():
-            steps = _last(getattr(scheduler, attribute)) if isinstance(scheduler, kind) else 0
-            if steps and fits(scheduler, steps, kind in _WHOLE, epochs, iters):
+        for argument, steps, whole in _numbers(scheduler):
+            if steps and fits(scheduler, steps, whole, epochs, iters):
                 yield f"{type(scheduler).__name__} has {argument}={steps:g}"
+
+
+def _numbers(scheduler: LRScheduler) -> Iterator[tuple[str, float, bool]]:
+    """Each argument that is a number of steps, the number, and whether it is one of the whole training."""
+    for kind, (argument, attribute) in (_WHOLE | _PART).items():
+        if isinstance(scheduler, kind):
+            yield argument, _last(getattr(scheduler, attribute)), kind in _WHOLE
+    for function in getattr(scheduler, "lr_lambdas", ()):  # what transformers makes: LambdaLR with a partial
+        for argument, steps in getattr(function, "keywords", {}).items():
+            if argument in ("num_training_steps", "num_warmup_steps"):
+                yield argument, float(steps), argument == "num_training_steps"
 
 
 def _instead(schedule: Schedule, by_epoch: bool, epochs: float, iters: int) -> str:

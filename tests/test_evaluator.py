@@ -364,3 +364,30 @@ def test_one_metric_under_two_names_is_refused() -> None:
         "the evaluator has one metric both as 'b' and as 'c', which would take each batch in twice; give each name an "
         "object of its own."
     )
+
+
+class Later(Mean):
+    """Would take nothing in."""
+
+    async def update(self, value: Tensor) -> None:  # type: ignore[override]
+        raise AssertionError
+
+
+class Bitwise(Mean):
+    """Would compute nothing."""
+
+    def compute(self) -> Any:
+        yield 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "what"), [(Later(), "update gives a coroutine"), (Bitwise(), "compute gives a generator")]
+)
+def test_a_metric_of_which_nothing_would_run_is_refused(metric: Any, what: str) -> None:
+    """An update that nobody awaits would leave it empty."""
+    with pytest.raises(OptionError) as caught:
+        Evaluator({"a": metric})
+    assert str(caught.value) == (
+        f"the evaluator's 'a' is of type {type(metric).__name__}, whose {what}, of which nothing runs until it is "
+        "driven; write a plain method."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,17 @@ def cyclic(optimizer: Optimizer, up: int, **more: Any) -> CyclicLR:
     return CyclicLR(optimizer, 0.01, 0.1, step_size_up=up, **more)
 
 
+def rate(step: int, *, num_warmup_steps: int, num_training_steps: int) -> float:
+    """Up, and then down."""
+    return min(step / max(num_warmup_steps, 1), 1.0) * (1 - step / num_training_steps)
+
+
+def linear_with_warmup(optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int) -> LambdaLR:
+    """As transformers makes its schedulers."""
+    keywords = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
+    return LambdaLR(optimizer, functools.partial(rate, **keywords))
+
+
 def remarks(build: Build, by_epoch: bool | None, planned: Planned) -> list[str]:
     """What is said of a schedule; by_epoch None leaves it to the training."""
     optimizer = torch.optim.SGD(linear().parameters(), lr=0.1, momentum=0.9)
@@ -77,6 +89,8 @@ TINY_ITERS, USUAL_ITERS = Planned.of(False, 24, 8), Planned.of(False, 40_000, 10
             lambda n, b: b,
         ),
         (lambda o, n, b: cyclic(o, b), "CyclicLR has step_size_up + step_size_down", lambda n, b: 2 * b),
+        (lambda o, n, b: linear_with_warmup(o, b, n), "LambdaLR has num_warmup_steps", lambda n, b: b),
+        (lambda o, n, b: linear_with_warmup(o, 0, n), "LambdaLR has num_training_steps", lambda n, b: n),
         (lambda o, n, b: warm(o, b, CosineAnnealingLR(o, n - b)), "SequentialLR has milestones", lambda n, b: b),
         (lambda o, n, b: warm(o, 1, CosineAnnealingLR(o, n - 1)), "CosineAnnealingLR has T_max", lambda n, b: n - 1),
         (
@@ -104,6 +118,7 @@ def test_what_counts_iterations_and_is_stepped_by_epoch_is_said(
     [
         lambda o, e: CosineAnnealingLR(o, e),
         lambda o, e: PolynomialLR(o, e),
+        lambda o, e: linear_with_warmup(o, 1, e),
         lambda o, e: MultiStepLR(o, [e // 2, e - 1]),
         lambda o, e: StepLR(o, e // 3),
         lambda o, e: ExponentialLR(o, 0.4 if e == 3 else 0.9),
@@ -159,6 +174,7 @@ def test_by_epoch_in_a_training_by_iterations_is_said() -> None:
         (USUAL, lambda o: warm(o, 5, CosineAnnealingLR(o, 85))),
         (USUAL, lambda o: ChainedScheduler([LinearLR(o, total_iters=5), MultiStepLR(o, [30, 60])])),
         (USUAL, lambda o: LambdaLR(o, lambda epoch: 0.95**epoch)),
+        (USUAL, lambda o: linear_with_warmup(o, 5, 90)),
         (USUAL, lambda o: MultiplicativeLR(o, lambda epoch: 0.95)),
         (Planned.of(True, 2, 500), lambda o: MultiStepLR(o, [30, 60, 90])),  # a trial
         (Planned.of(True, 2, 500), lambda o: CosineAnnealingLR(o, 100)),  # another
@@ -195,6 +211,7 @@ def test_nothing_is_said_of_what_fits_epochs(planned: Planned, build: Build) -> 
             lambda o: warm(o, 50, CosineAnnealingLR(o, 44_950)),
             lambda o: ChainedScheduler([LinearLR(o, total_iters=50), MultiStepLR(o, [30_000])]),
             lambda o: LambdaLR(o, lambda step: min(1.0, step / 500)),
+            lambda o: linear_with_warmup(o, 50, 45_000),
         )
     ],
 )
