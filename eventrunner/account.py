@@ -13,7 +13,7 @@ from eventrunner.atomic import replace_text
 from eventrunner.checkpoint.saver import OTHER_LANE, WRITE_LANE, Save
 from eventrunner.lanes import Account, Span
 from eventrunner.ledger import InlineSpan
-from eventrunner.terminal import duration, size
+from eventrunner.units import duration, size
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

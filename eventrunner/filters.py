@@ -6,7 +6,6 @@ restore them. They combine with "and": an emission reaches the receiver when eve
 
 from __future__ import annotations
 
-import re
 import time
 import weakref
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from eventrunner.signature import Receiver
 from eventrunner.signature import label as label_of
 from eventrunner.sites import Unit
 from eventrunner.task import inert_kind
+from eventrunner.units import parse_duration
 
 __all__ = ["Filter", "FilterState", "LaneOptions", "Options", "parse_options"]
 
 _LANE_NAMES = ("lane", "barrier", "max_pending", "on_full", "on_error", "retries", "worker")
 _NAMES = ("priority", "every", "start", "once", "when", "label", "offload", *_LANE_NAMES, "mutates")
 _PARTS = ("model", "optimizer", "average", "gradients")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,10 @@ def parse_options(
         if name not in _LANE_NAMES:
             raise OptionError(f"there is no option {name!r}, only {listed(_NAMES)}{did_you_mean(name, _NAMES) or '.'}")
     number = get_priority(priority)
-    period = _seconds(every) if isinstance(every, str) else 0.0
+    try:
+        period = parse_duration(every) if isinstance(every, str) else 0.0
+    except ValueError as error:
+        raise OptionError(f"every={error}") from None
     count = 1 if every is None or isinstance(every, str) else every
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise OptionError(f"every={every!r} is not an interval; give an int of 1 or more, or a time such as '10min'.")
@@ -145,13 +146,6 @@ def _checked_parts(mutates: object) -> tuple[str, ...] | None:
             near = did_you_mean(str(part), _PARTS) or "."
             raise OptionError(f"mutates={mutates!r}: a receiver may write to {listed(_PARTS)}{near}")
     return tuple(mutates)
-
-
-def _seconds(text: str) -> float:
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or not float(match[1]):
-        raise OptionError(f"every={text!r} is not a time; write a number and ms, s, min or h, as in '10min'.")
-    return float(match[1]) * _SECONDS[match[2]]
 
 
 @dataclass(slots=True)

@@ -23,12 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from eventrunner.log import headed, shown, shown_path
+from eventrunner.units import clock, duration, pace, size
 
 if TYPE_CHECKING:
     from eventrunner.account import RunAccount
     from eventrunner.runner import Runner
 
-__all__ = ["Bar", "clock", "conclude", "duration", "introduce", "pace", "size"]
+__all__ = ["Bar", "conclude", "introduce"]
 
 _MOST_RECEIVERS = 6  # in the table at the end
 
@@ -269,33 +270,3 @@ def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def pace(seconds: float) -> str:
-    """The time of an iteration: ``1.53 ms/it`` or ``2.1 s/it``."""
-    return f"{seconds * 1000:.3g} ms/it" if seconds < 0.9995 else f"{seconds:.3g} s/it"
-
-
-def duration(seconds: float) -> str:
-    """``7 ms``, ``0.21 s``, ``12 s``, ``3:05`` or ``2:03:05``."""
-    if seconds < 0.0095:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 59.5:
-        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
-    return clock(seconds)
-
-
-def clock(seconds: float) -> str:
-    """``0:07``, ``3:05`` or ``2:03:05``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def size(count: float) -> str:
-    """``12 B``, ``3.4 kB`` … in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

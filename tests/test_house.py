@@ -20,6 +20,7 @@ LAYERS = (
         "priority",
         "foreign",
         "sites",
+        "units",
         "atomic",
         "soon",
         "preempt",

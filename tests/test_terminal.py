@@ -26,7 +26,6 @@ from tiny import batches, options
 from eventrunner.bus import Bus
 from eventrunner.hook import Hook
 from eventrunner.runner import Runner
-from eventrunner.terminal import clock, duration, pace, size
 
 SCRIPT = """
 import torch
@@ -784,43 +783,3 @@ def test_a_run_does_without_a_stream_that_there_is_not(
         patch.setattr(sys, name, None)
         runner.train()
     assert "\ncompleted   2 epochs" in Path("runs/a/log.txt").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        *[(0.0, "0 ms"), (0.0031, "3 ms"), (0.0095, "0.01 s"), (0.214, "0.21 s"), (9.994, "9.99 s"), (9.996, "10 s")],
-        *[(12.4, "12 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (3599.6, "1:00:00"), (7385, "2:03:05")],
-    ],
-)
-def test_durations_are_short(seconds: float, text: str) -> None:
-    """Rounded once, so that no minute has sixty seconds."""
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (185, "3:05"), (7385, "2:03:05")]
-)
-def test_what_is_left_reads_like_a_clock(seconds: float, text: str) -> None:
-    """With hours only where there are any."""
-    assert clock(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        *[(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (3_400, "3.4 kB"), (999_499, "999 kB"), (999_600, "1 MB")],
-        *[(1_218_238, "1.22 MB"), (2.5e9, "2.5 GB"), (3e12, "3 TB"), (4e15, "4e+03 TB")],
-    ],
-)
-def test_sizes_have_three_digits(count: float, text: str) -> None:
-    """In powers of 1,000."""
-    assert size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0015321, "1.53 ms/it"), (0.9994, "999 ms/it"), (0.9996, "1 s/it"), (12.34, "12.3 s/it")]
-)
-def test_the_pace_is_a_time_per_iteration(seconds: float, text: str) -> None:
-    """In milliseconds below a second."""
-    assert pace(seconds) == text

@@ -22,7 +22,8 @@ from eventrunner.log import RowLog, headed, shown, shown_path
 from eventrunner.registry import HOOKS
 from eventrunner.rundir import absolute
 from eventrunner.soon import Soon
-from eventrunner.terminal import Bar, clock, conclude, duration, introduce, pace
+from eventrunner.terminal import Bar, conclude, introduce
+from eventrunner.units import clock, duration, pace
 
 if TYPE_CHECKING:
     from eventrunner.lanes import Lanes
