@@ -72,8 +72,8 @@ def check_steps(schedules: Schedules, planned: Planned) -> None:
         fits = planned.by_epoch and not schedule.by_epoch and (planned.epochs or 0) <= scheduler.total_steps
         raise OptionError(
             f"param_scheduler OneCycleLR has total_steps={scheduler.total_steps} and can't be stepped more often, but "
-            f"is stepped by {'epoch' if schedule.by_epoch else 'iteration'}, of which there are {steps:g}: make it "
-            f"with total_steps={steps:g}{', or give by_epoch=True beside it.' if fits else '.'}"
+            f"is stepped by {'epoch' if schedule.by_epoch else 'iteration'}, of which there are {steps}: make it "
+            f"with total_steps={steps}{', or give by_epoch=True beside it.' if fits else '.'}"
         )
 
 
@@ -97,7 +97,7 @@ def _mistaken(schedule: Schedule, epochs: float, iters: int) -> Iterator[str]:
     for scheduler in with_parts(schedule.scheduler):
         for argument, steps, whole in _numbers(scheduler):
             if steps and fits(scheduler, steps, whole, epochs, iters):
-                yield f"{type(scheduler).__name__} has {argument}={steps:g}"
+                yield f"{type(scheduler).__name__} has {argument}={_shown(steps)}"
 
 
 def _numbers(scheduler: LRScheduler) -> Iterator[tuple[str, float, bool]]:
@@ -114,14 +114,14 @@ def _numbers(scheduler: LRScheduler) -> Iterator[tuple[str, float, bool]]:
 def _instead(schedule: Schedule, by_epoch: bool, epochs: float, iters: int) -> str:
     if schedule.by_epoch:
         return (
-            f" and is stepped by epoch, of which there are {epochs:g}; if it counts iterations, of which there are "
+            f" and is stepped by epoch, of which there are {epochs}; if it counts iterations, of which there are "
             f"{iters}, give dict(scheduler=…, by_epoch=False)."
         )
     stepped = f" and is stepped by iteration, of which there are {iters}; if it counts"
     if by_epoch:
-        return f"{stepped} epochs, of which there are {epochs:g}, give dict(scheduler=…, by_epoch=True)."
-    batches = iters / epochs
-    return f"{stepped} passes over the data, of which there are {epochs:g}, multiply it by their {batches:g} batches."
+        return f"{stepped} epochs, of which there are {epochs}, give dict(scheduler=…, by_epoch=True)."
+    passes, batches = _shown(epochs), _shown(iters / epochs)
+    return f"{stepped} passes over the data, of which there are {passes}, multiply it by their {batches} batches."
 
 
 def _fits_iterations(scheduler: LRScheduler, steps: float, whole: bool, epochs: float, iters: int) -> bool:
@@ -142,9 +142,14 @@ def _fits_epochs(scheduler: LRScheduler, steps: float, whole: bool, epochs: floa
 
 
 def _decay(scheduler: Any, steps: float) -> float:
-    return float(scheduler.gamma ** (steps // getattr(scheduler, "step_size", 1)))
+    """What is left of the rate after so many steps; one that rises, which may be beyond all numbers, is whole."""
+    return float(min(scheduler.gamma, 1.0) ** (steps // getattr(scheduler, "step_size", 1)))
 
 
 def _last(steps: Any) -> float:
     """A number of steps, or the last of several milestones."""
     return float(steps if isinstance(steps, int | float) else max(steps, default=0))
+
+
+def _shown(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) else f"{number:.6g}"

@@ -147,6 +147,16 @@ def test_what_counts_passes_in_a_training_by_iterations_is_said(planned: Planned
     ]
 
 
+def test_large_numbers_are_said_to_the_last_digit() -> None:
+    """And passes that don't come out even as they are."""
+    planned = Planned.of(False, 12_345_678, 1000)
+    (said,) = remarks(lambda optimizer: CosineAnnealingLR(optimizer, 12_345), None, planned)
+    assert said == (
+        "CosineAnnealingLR has T_max=12345 and is stepped by iteration, of which there are 12345678; if it counts "
+        "passes over the data, of which there are 12345.7, multiply it by their 1000 batches."
+    )
+
+
 def test_by_epoch_in_a_training_by_iterations_is_said() -> None:
     """All of it is one epoch, so whatever the schedule is, it is stepped when nothing is left to train."""
     assert remarks(lambda optimizer: ExponentialLR(optimizer, 0.9), True, Planned.of(False, 24, None)) == [
@@ -202,6 +212,8 @@ def test_nothing_is_said_of_what_fits_epochs(planned: Planned, build: Build) -> 
             lambda o: StepLR(o, 15_000),
             lambda o: StepLR(o, 1, gamma=0.9999),
             lambda o: ExponentialLR(o, 0.9999),
+            lambda o: ExponentialLR(o, 1.1),  # to find the highest rate: beyond all numbers
+            lambda o: StepLR(o, 1, gamma=2.0),
             lambda o: PolynomialLR(o, 45_000),
             lambda o: LinearLR(o, total_iters=5),
             lambda o: ConstantLR(o, total_iters=50),
