@@ -68,23 +68,24 @@ class Roster:
     def begin(self) -> None:
         """Have the hooks that another run was given, and has used since, begin afresh in this one."""
         for hook in self.hooks():
-            self._take(hook)
+            if self._take(hook):
+                hook.check_run(self._runner)
 
-    def _take(self, hook: Hook) -> None:
-        """Put a hook that was in another training last into the state in which it was first registered.
+    def _take(self, hook: Hook) -> bool:
+        """Put a hook that was in another training last into the state in which it was first registered, if it was.
 
         A Runner that only evaluates leaves it as it is: it may be there for what it has gathered, as an average.
         """
         if self._runner.train_loop is None:
-            return
-        origin: _Origin | None = vars(hook).get(_ORIGIN)
-        if origin is None:
-            origin = _Origin(self._number, _state_of(hook))
-        elif origin.run != self._number:
+            return False
+        origin: _Origin = vars(hook).get(_ORIGIN) or _Origin(self._number, _state_of(hook))
+        was_elsewhere = origin.run != self._number
+        if was_elsewhere:
             hook.forget_run()
             if origin.state is not None and isinstance(hook, Stateful):
                 hook.load_state_dict(copy.deepcopy(origin.state))
         vars(hook)[_ORIGIN] = replace(origin, run=self._number)
+        return was_elsewhere
 
     def add_defaults(self, hooks: Any) -> None:
         """The six default hooks, with *hooks* in place of those that it names."""

@@ -257,6 +257,22 @@ def test_the_interval_follows_from_each_run(make: Make, tmp_path: Path) -> None:
     assert saved(tmp_path / "d") == ["epoch_2", "epoch_3"]
 
 
+def test_a_checkpoint_hook_of_runs_that_are_made_together_saves_in_each(make: Make, tmp_path: Path) -> None:
+    """What follows from a run does so again when it begins."""
+    hook = CheckpointHook(save_best="auto", rule="less", max_keep_ckpts=1)
+    given = {"default_hooks": {"logger": None, "checkpoint": hook}}
+    runners = [
+        make("a", scores=(1.0, 2.0), **given),
+        make("b", scores=(5.0, 4.0), train_cfg={"max_iters": 4, "val_interval": 2}, **given),
+        make("c", scores=(3.0, 4.0), **given),
+    ]
+    for runner in runners:
+        runner.train()
+    assert saved(tmp_path / "a") == ["best_mse_epoch_1", "epoch_2"]
+    assert saved(tmp_path / "b") == ["best_mse_iter_4", "iter_4"]
+    assert saved(tmp_path / "c") == ["best_mse_epoch_1", "epoch_2"]
+
+
 def test_an_average_of_the_same_model_begins_anew(make: Make) -> None:
     """A model that was reset for the second fold has no part of the first one's average."""
     hook, model, averages = EMAHook(momentum=0.25), linear(), []
