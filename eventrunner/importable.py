@@ -87,9 +87,14 @@ def _tree() -> ast.Module:
 
 
 def _guarded(tree: ast.Module) -> Iterator[list[ast.stmt]]:
-    for node in tree.body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in _GUARDS:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and _is_guard(node.test):
             yield node.body
+
+
+def _is_guard(test: ast.expr) -> bool:
+    parts = test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
+    return any(ast.unparse(part) in _GUARDS for part in parts)
 
 
 def _bound_under_guard() -> set[str]:

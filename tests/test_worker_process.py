@@ -74,14 +74,12 @@ def run_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
         DAY + EAT + guarded("bus.lunch.connect(functools.partial(eat, note='early'), **way)", EMIT),
         DAY + EAT + EATER + guarded("bus.lunch.connect(Eater(), **way)", EMIT),
         DAY + EAT + EATER + guarded("connect_hook(bus, Eater(), None)", EMIT),
-        DAY
-        + EAT
-        + "def main():\n    bus.lunch.connect(eat, sender=None, **way)"
-        + EMIT.replace("\n", "\n    ")
-        + guarded("main()"),
-        DAY + EAT + "\nif '__main__' == __name__:\n    bus.lunch.connect(eat, **way)" + EMIT.replace("\n", "\n    "),
+        DAY + EAT + indented("def main():", "bus.lunch.connect(eat, None, **way)", EMIT) + guarded("main()"),
+        DAY + EAT + indented("if '__main__' == __name__:", "bus.lunch.connect(eat, None, **way)", EMIT),
+        DAY + EAT + indented("if sys.argv and __name__ == '__main__':", "bus.lunch.connect(eat, None, **way)", EMIT),
+        DAY + EAT + indented("try:", guarded("bus.lunch.connect(eat, None, **way)", EMIT)) + "finally: pass",
     ],
-    ids=["function", "decorator", "partial", "object", "hook", "main()", "other way round"],
+    ids=["function", "decorator", "partial", "object", "hook", "main()", "other way round", "and", "try"],
 )
 def test_what_stands_at_the_top_of_a_guarded_script_runs_in_a_process(tmp_path: Path, code: str) -> None:
     """The process runs the script without what is guarded, and has it then."""
@@ -176,3 +174,27 @@ def test_a_call_that_is_not_found_leaves_the_next_one_alone(tmp_path: Path) -> N
     done = run_script(tmp_path, code + guarded(connect, EMIT))
     assert done.stdout == "ended\n", done.stderr
     assert (tmp_path / "dish").read_text() == "eaten"
+
+
+def test_a_receiver_in_a_process_has_the_view_of_its_run(tmp_path: Path) -> None:
+    """As in a thread: numbers and names, as they were."""
+    code = """
+from tiny import Runner, options
+
+def score(runner, metrics):
+    with open("scored", "a") as file:
+        print(runner.epoch, runner.iter, runner.experiment_name, sorted(metrics), file=file)
+"""
+    train = """
+runner = Runner(**options(val=True, experiment_name="mine"))
+runner.on("after_val_epoch", offload=True, worker="process")(score)
+runner.train()
+"""
+    (tmp_path / "script.py").write_text(code + guarded(train))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "scored").read_text() == "1 2 mine ['mse']\n2 4 mine ['mse']\n"
