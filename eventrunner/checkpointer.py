@@ -15,7 +15,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,10 +29,11 @@ from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_ste
 from eventrunner.data import DataPosition
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
 from eventrunner.lanes import Lanes
-from eventrunner.preempt import preemptible
+from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import load_model, same_names
 from eventrunner.rundir import absolute
 from eventrunner.state import Stateful, rng_state, set_rng_state
+from eventrunner.workers import shielded_workers
 
 __all__ = ["Checkpointer"]
 
@@ -45,8 +46,8 @@ class Checkpointer:
     A save copies weights and moments while the next forward and backward run, and is written, verified and committed
     beside the training. The step of any optimizer waits for the copy by itself; call :meth:`settle` before weights are
     written to in another way. A save that failed raises at the next step, batch or save, and at the latest when the
-    block is left, which waits for all saves. SIGTERM and SIGUSR1 end the loop at the next batch of :meth:`batches`,
-    with a save, by ``SystemExit`` with code 75.
+    block is left, which waits for all saves. SIGTERM, SIGUSR1 and SIGHUP end the loop at the next batch of
+    :meth:`batches`, with a save, by ``SystemExit`` with code 75; so does the first Ctrl-C, by KeyboardInterrupt.
 
     Args:
         folder: Where the checkpoints go, each a folder ``step_<n>``. One process writes to it at a time.
@@ -100,7 +101,7 @@ class Checkpointer:
         self._resumed = self._entered = False
         self._counted = True  # the batch under way, as far as there is one
         self._rng: dict[str, Any] | None = None
-        self._word: list[Callable[[], None]] = []
+        self._word: list[Asked] = []
         self._saver = Saver(Store(self.folder), mode=mode, format=format)
         self._lanes = Lanes(deadline=deadline)
         self._stack = contextlib.ExitStack()
@@ -139,13 +140,21 @@ class Checkpointer:
             watch_steps(self._on_step)
             stack.callback(watch_steps, self._on_step, watch=False)
             stack.enter_context(preemptible(self._leave_word))
+            stack.enter_context(shielded_workers())
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for all saves, and raise what failed of them; an error of the block is not masked."""
+        """Wait for all saves, and raise what failed of them; an error of the block is not masked.
+
+        Raises:
+            Preempted: a signal came after the last batch or save, and the state is saved.
+        """
+        if error is None and self._word:
+            with self._stack:
+                self._end()
         self._stack.__exit__(kind, error, traceback)
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
@@ -255,18 +264,21 @@ class Checkpointer:
         if not self._lanes.is_open:
             raise OptionError(f"Checkpointer.{call} was called outside of its with block; do so within it.")
 
-    def _leave_word(self, answer: Callable[[], None]) -> None:
+    def _leave_word(self, asked: Asked) -> None:
         """In a signal's handler: a job that hangs mustn't bar the way to the next batch or save."""
-        self._word.append(answer)
+        self._word.append(asked)
+        if asked.interrupted:  # and will interrupt again whoever waits for too long
+            return
         self._lanes.hurry(self._grace)
         self._saver.hurry(self._grace)
 
     def _end(self) -> None:
-        self._lanes.deadline = self._grace
-        self._saver.be_patient(self._grace)
-        answer = self._word.pop()
+        asked = self._word.pop()
+        if not asked.interrupted:
+            self._lanes.deadline = self._grace
+            self._saver.be_patient(self._grace)
         self._save({})
-        answer()
+        asked.answer()
 
     def _retire(self, save: Save, names: Sequence[str]) -> None:
         if save.path is None:

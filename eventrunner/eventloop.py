@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -14,12 +15,16 @@ import anyio
 import anyio.from_thread
 import anyio.to_process
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from eventrunner.errors import LaneError
 from eventrunner.lane import Job, Lane
+from eventrunner.preempt import blocked, outlast, taken, unblock
 from eventrunner.task import call_in_process
 
 __all__ = ["serve", "wait_for"]
+
+_starting: RunVar[anyio.Lock] = RunVar("_starting")
 
 
 def serve(
@@ -43,6 +48,7 @@ def serve(
 
     def work(lane: Lane) -> None:
         workers.add(threading.current_thread())
+        unblock()  # another lane's process may be starting
         lane.work(_call)
 
     anyio.run(_serve, receive, work, lanes, backend=backend)
@@ -114,15 +120,36 @@ async def _awaited(result: Awaitable[Any]) -> None:
 
 
 async def _run_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    limiter = anyio.CapacityLimiter(1)  # the default one would have lanes wait for each other
     pickled = pickle.dumps((call, args, kwargs), pickle.HIGHEST_PROTOCOL)
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # what errors of the script's own are sent back as
     try:
-        error = await anyio.to_process.run_sync(call_in_process, pickled, cancellable=True, limiter=limiter)
+        await _shield_process()
+        error = await _in_process(call_in_process, pickled)
     except anyio.BrokenWorkerProcess as broken:
         raise LaneError(f"the worker process ended {_when(broken)}") from broken
     if error is not None:
         raise error
+
+
+async def _shield_process() -> None:
+    """Have a process that outlasts the signals which ask a run to end: Ctrl-C always, the others where a run does."""
+    numbers = [signal.SIGINT, *taken()]
+    async with _one_by_one():  # the signals are blocked for all that this thread starts meanwhile
+        with blocked(numbers):
+            await _in_process(outlast, numbers)
+
+
+async def _in_process(call: Callable[[Any], Any], argument: Any) -> Any:
+    limiter = anyio.CapacityLimiter(1)  # the default one would have lanes wait for each other
+    return await anyio.to_process.run_sync(call, argument, cancellable=True, limiter=limiter)
+
+
+def _one_by_one() -> anyio.Lock:
+    try:
+        return _starting.get()
+    except LookupError:
+        _starting.set(anyio.Lock())
+        return _starting.get()
 
 
 def _when(broken: anyio.BrokenWorkerProcess) -> str:

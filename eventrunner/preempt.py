@@ -1,28 +1,43 @@
-"""Preemption: a signal that asks a run to end is answered at its next iteration, with everything saved.
+"""Preemption and Ctrl-C: a signal that asks a run to end is answered at its next iteration, with everything saved.
 
-SIGTERM and SIGUSR1 are what schedulers send before they take a machine away. The handler only leaves word; the run ends
-between two iterations, in training, validation or test, and the process exits with :data:`EXIT_CODE`. A second signal
-ends the process at once; then the newest committed checkpoint is what there is.
+SIGTERM, SIGUSR1 and SIGHUP are what schedulers, launchers and closing terminals send before they take a machine away;
+then the process exits with :data:`EXIT_CODE`. SIGINT is Ctrl-C, and is a KeyboardInterrupt in the end. The handler only
+leaves word; the run ends between two iterations, in training, validation or test. The same request may come several
+times, from a scheduler and from a launcher that forwards it: what comes within a second of the first is one with it. A
+later signal ends the run at once; then the newest committed checkpoint is what there is.
+
+Signals often go to every process of a run. Its worker processes must outlast them, or the iteration under way can't be
+finished: they are started with these signals blocked (:func:`blocked`), and then pass over them (:func:`outlast`). All
+other children have the default handlers.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
 from eventrunner.errors import Preempted
 
-__all__ = ["EXIT_CODE", "SIGNALS", "Asked", "preemptible"]
+__all__ = ["EXIT_CODE", "SIGNALS", "Asked", "blocked", "outlast", "preemptible", "taken", "unblock"]
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL
 """75, "temporary failure, try again" of ``sysexits.h``: what was asked for is saved, and the run can be resumed."""
+
+_DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    **dict.fromkeys(SIGNALS, signal.SIG_DFL),
+}
+_ONE_REQUEST = 1.0
+"""Seconds within which several signals are the same request."""
 
 
 class Asked:
@@ -30,39 +45,157 @@ class Asked:
 
     Attributes:
         at: When it came, by ``time.monotonic``; None as long as none has.
+        again: Whether another has come since, and the run is to end at once.
+        failed: Whether the run is failing anyway: then Ctrl-C has nothing to wait for.
+        over: Whether the run has ended.
     """
 
-    def __init__(self, leave_word: Callable[[Callable[[], None]], Any]) -> None:
+    def __init__(self, leave_word: Callable[[Asked], Any]) -> None:
         self.at: float | None = None
+        self.again = self.failed = self.over = False
         self._leave_word, self._number = leave_word, 0
+        self._end: BaseException | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was Ctrl-C, after which nobody takes the machine away: a save may take its time."""
+        return self._number == signal.SIGINT
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler: leave word at the first signal, exit at the second."""
-        if self.at is not None:
-            os._exit(128 + number)
-        self.at, self._number = time.monotonic(), number
-        self._leave_word(self.answer)
+        """The handler: leave word at the first signal, end at once at one that comes later."""
+        if self.at is None and not (self.failed and number == signal.SIGINT):
+            self.at, self._number = time.monotonic(), number
+            self._leave_word(self)
+        elif self.at is None or time.monotonic() - self.at > _ONE_REQUEST:
+            (_default if self.over else self._end_at_once)(number)
 
     def answer(self) -> None:
-        """Raise :class:`Preempted` if a signal has come."""
+        """Raise what a signal that has come asks for: :class:`Preempted`, or KeyboardInterrupt."""
         if self.at is not None:
-            raise Preempted(EXIT_CODE, signal.Signals(self._number).name)
+            name = signal.Signals(self._number).name
+            self._end = KeyboardInterrupt() if self.interrupted else Preempted(EXIT_CODE, name)
+            raise self._end
+
+    def is_answer(self, error: BaseException) -> bool:
+        """Whether it is what :meth:`answer` has raised, and not an interrupt amid something."""
+        return error is self._end
+
+    def _end_at_once(self, number: int) -> None:
+        self.again = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        try:
+            for child in multiprocessing.active_children():
+                if child.daemon:  # as an ordinary exit does
+                    child.kill()
+        finally:
+            os._exit(128 + number)
 
 
 @contextlib.contextmanager
-def preemptible(leave_word: Callable[[Callable[[], None]], Any]) -> Iterator[Asked]:
-    """Within the block, answer the first signal by ``leave_word(action)``; *action* raises :class:`Preempted`.
+def preemptible(leave_word: Callable[[Asked], Any]) -> Iterator[Asked]:
+    """Within the block, answer the first signal by *leave_word*, which sees to it that :meth:`Asked.answer` is called.
 
     A signal that the program handles itself, or ignores, is left to it. Only the main thread can do this; elsewhere the
-    block does nothing.
+    block does nothing. Whoever leaves the block without an exception calls :meth:`Asked.answer` once more, for a signal
+    that came too late for anybody else. If one came, the handlers stay, as it may come again while the process exits;
+    to all but that they do as the default.
     """
     asked = Asked(leave_word)
     main = threading.current_thread() is threading.main_thread()
-    ours = [number for number in SIGNALS if main and signal.getsignal(number) is signal.SIG_DFL]
+    ours = [number for number in _DEFAULTS if main and _is_default(number)]
     for number in ours:
         signal.signal(number, asked.handle)
     try:
         yield asked
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        asked.over = True
+        if asked.at is None:
+            _restore(ours)
+        else:
+            atexit.register(_ignore, [number for number in ours if number in SIGNALS])
+
+
+def taken() -> list[signal.Signals]:
+    """The signals that are handled here at the moment."""
+    return [number for number in _DEFAULTS if _is_ours(number) and not _is_default(number)]
+
+
+@contextlib.contextmanager
+def blocked(numbers: Iterable[int]) -> Iterator[None]:
+    """Within the block, a process that this thread starts has these signals blocked from its first moment.
+
+    Here they wait for the end of the block, unless another thread takes them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def outlast(numbers: Iterable[int]) -> None:
+    """In a worker process: pass over these signals, which are the run's to answer, and unblock them.
+
+    They aren't ignored, nor left blocked, as what the worker itself starts would inherit that.
+    """
+    for number in numbers:
+        signal.signal(number, _pass_over)
+    unblock()
+
+
+def unblock() -> None:
+    """In a thread or process that was started while they were blocked: let them come again."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFAULTS)
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _is_ours(number: int) -> bool:
+    handler = signal.getsignal(number)
+    return handler is _pass_over or isinstance(getattr(handler, "__self__", None), Asked)
+
+
+def _is_default(number: int) -> bool:
+    handler = signal.getsignal(number)
+    asked = getattr(handler, "__self__", None)
+    return handler is _DEFAULTS[signal.Signals(number)] or (isinstance(asked, Asked) and asked.over)
+
+
+def _default(number: int) -> None:
+    """Do what the signal does by default."""
+    _restore([number])
+    signal.raise_signal(number)
+
+
+def _restore(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, _DEFAULTS[signal.Signals(number)])
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    """At exit: the interpreter, as it ends, puts the default in the place of any other handler."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """Block the signals, as a child that is terminated at once would lose that to a handler that isn't its own."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, taken())
+
+
+def _forked_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _forked_child() -> None:
+    _restore(filter(_is_ours, _DEFAULTS))
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_forked_parent, after_in_child=_forked_child)

@@ -175,6 +175,7 @@ class Runner:
         self.opened = self.loaded = self.resuming = self.training_began = False
         self.pending_rng: dict[str, Any] | None = None
         self.rng_before_val: dict[str, Any] | None = None
+        self.torn = False  # whether an exception has ended it amid something, so that its state isn't to be saved
         self.deferred: list[Callable[[], Any]] = []
         self.closing = contextlib.ExitStack()
         self.lanes: Lanes | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from eventrunner.log import shown_path
 from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
+from eventrunner.state import set_rng_state
+from eventrunner.workers import shielded_workers
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -32,7 +34,8 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     """Pass ``before_run``, load what is to be loaded, and leave through ``after_train`` and ``after_run``.
 
     On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. A signal that asks the run to end is
-    no exception to it: it is left as after a stop, and ``Preempted`` is raised at the end. At the leaving sites every
+    no exception to it: it is left as after a stop, and ``Preempted`` is raised at the end. So it is at the first
+    Ctrl-C, but that ``on_exception`` is passed too, and KeyboardInterrupt is raised. At the leaving sites every
     receiver is called even where one of them fails, and the first exception is what propagates; later ones are logged
     and passed to ``on_receiver_error``. What was offloaded is done before the run is left, for whatever reason.
 
@@ -42,7 +45,7 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     """
     _enter(runner, mode)
     try:
-        with preemptible(functools.partial(_leave_word, runner)) as asked:
+        with preemptible(functools.partial(_leave_word, runner)) as asked, shielded_workers():
             patience = _Patience(runner.offloading.deadline, runner.offloading.grace, asked)
             with _lanes(runner, patience):
                 try:
@@ -56,17 +59,15 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
                         _finish_train(runner, patience)
                     _flush(runner, patience)
                     runner.stop_reason = runner.stop_reason or "completed"
-                except Preempted as end:
-                    _end_early(runner, end, patience)
-                    raise
                 except BaseException as error:
-                    _fail(runner, error, patience)
+                    leave_early = _end_early if asked.is_answer(error) else _fail
+                    leave_early(runner, error, patience)
                     raise
                 failure = _leave(runner, "after_run", None)
                 if failure is not None:
                     raise failure
                 _flush(runner, patience)
-            asked.answer()
+        asked.answer()
     except BaseException as error:
         runner.stop_reason = _reason(error)
         try:
@@ -77,9 +78,11 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
     _close(runner, mode)
 
 
-def _leave_word(runner: Runner, answer: Callable[[], None]) -> None:
+def _leave_word(runner: Runner, asked: Asked) -> None:
     """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
-    runner.deferred.append(answer)
+    runner.deferred.append(asked.answer)
+    if asked.interrupted:  # and will interrupt again whoever waits for too long
+        return
     if runner.lanes is not None:
         runner.lanes.hurry(runner.offloading.grace)
     if runner.saver is not None:
@@ -98,7 +101,9 @@ class _Patience:
         now = time.monotonic()
         if self._until is None:
             self._until = now + self.deadline
-        if self.asked.at is not None:
+        if self.asked.again:
+            self._until = now
+        elif self.asked.at is not None and not self.asked.interrupted:
             self._until = min(self._until, self.asked.at + self.grace)
         return max(self._until - now, 0.0)
 
@@ -165,6 +170,7 @@ def _enter(runner: Runner, mode: str) -> None:
     runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
     runner.training_began = False
     runner.rng_before_val = None
+    runner.torn = False
     runner.deferred.clear()
     runner.ledger.reset()
     vars(runner).pop("_facts", None)
@@ -186,7 +192,8 @@ def _finish_train(runner: Runner, patience: _Patience) -> None:
 
 def _fail(runner: Runner, error: BaseException, patience: _Patience) -> None:
     """Leave with *error*, which nothing that fails on the way may mask."""
-    runner.stop_reason = _reason(error)
+    runner.stop_reason, runner.torn = _reason(error), True
+    patience.asked.failed = True
     _leave(runner, "on_exception", error, exception=error)
     _drain(runner, error, patience)
     if runner.training_began:
@@ -194,9 +201,13 @@ def _fail(runner: Runner, error: BaseException, patience: _Patience) -> None:
     _leave(runner, "after_run", error)
 
 
-def _end_early(runner: Runner, end: Preempted, patience: _Patience) -> None:
+def _end_early(runner: Runner, end: BaseException, patience: _Patience) -> None:
     """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
-    runner.stop_reason, runner.stop_where = "preempted", end.signal
+    runner.stop_reason = _reason(end)
+    if isinstance(end, Preempted):
+        runner.stop_where = end.signal
+    else:
+        _leave(runner, "on_exception", end, exception=end)
     failure: BaseException | None = None
     if runner.saver is not None:
         runner.saver.be_patient(patience.left())
@@ -210,8 +221,10 @@ def _end_early(runner: Runner, end: Preempted, patience: _Patience) -> None:
     except BaseException as error:  # noqa: BLE001  # raised below, when everybody has been told
         failure = failure or error
         _drain(runner, failure, patience)
+    if runner.rng_before_val is not None:  # train() called again validates again, with the same draws
+        set_rng_state(runner.rng_before_val)
     if failure is not None:
-        runner.stop_reason = "exception"
+        runner.stop_reason = _reason(failure)
     failure = _leave(runner, "after_run", failure)
     if failure is not None:
         raise failure

@@ -6,7 +6,6 @@ import functools
 import inspect
 import pickle
 import re
-import signal
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -138,10 +137,8 @@ def call_in_process(pickled: bytes) -> BaseException | None:
     """In a worker process: make a call, and return what it raised, in a form that can be sent.
 
     The call comes pickled, so that an error in unpickling it is the job's as well. It is returned, not raised, because
-    a ``SystemExit`` would end the process under the next job. Ctrl-C reaches this process as well, and would end the
-    job that the parent waits for.
+    a ``SystemExit`` would end the process under the next job.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         call, args, kwargs = pickle.loads(pickled)
         call(*args, **kwargs)

@@ -222,6 +222,44 @@ def test_a_signal_ends_the_loop_at_the_next_batch_with_a_save(tmp_path: Path) ->
     assert loop.losses + resumed.losses == whole.losses
 
 
+def test_ctrl_c_ends_the_loop_at_the_next_batch_with_a_save(tmp_path: Path) -> None:
+    """Resumed, the loop goes on there."""
+    whole = Loop().run(tmp_path / "whole", every=100)
+    random.seed(3)
+    loop = Loop()
+
+    def train() -> None:
+        with loop.checkpointer(tmp_path / "run") as ckpt:
+            for batch in ckpt.batches(loop.loader):
+                if ckpt.step == 2:
+                    signal.raise_signal(signal.SIGINT)
+                loop.step(batch)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    resumed = Loop().run(tmp_path / "run", every=100, resume=True)
+    assert loop.losses + resumed.losses == whole.losses
+
+
+def test_a_signal_after_the_last_batch_isnt_lost(tmp_path: Path) -> None:
+    """The state is saved, and what was asked to end does."""
+    loop = Loop()
+
+    def train() -> None:
+        with loop.checkpointer(tmp_path / "run") as ckpt:
+            for batch in ckpt.batches(loop.loader):
+                loop.step(batch)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        train()
+    assert Store(tmp_path / "run").names() == [f"step_{len(loop.losses)}"]
+
+
 def test_a_signal_ends_a_loop_that_counts_its_own_steps_at_its_next_save(tmp_path: Path) -> None:
     """Whether or not one was due then."""
     loop = Loop()

@@ -39,6 +39,7 @@ LAYERS = (
         "device",
         "order",
         "data",
+        "workers",
         "schedule",
         "stepping",
         "settings",

@@ -603,7 +603,7 @@ def test_a_trace_into_no_folder_is_refused_at_once(make_runner: MakeRunner) -> N
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import torch
 from tiny import *
@@ -620,20 +620,23 @@ def ask(runner):
     runner.flush()
     for _ in range(times):
         os.kill(os.getpid(), number)
+        time.sleep(float(sys.argv[4]))
 
 (runner.test if "test" in where else runner.train)()
 print("went on")
 """
 
 
-def preempted(folder: Path, where: str, name: str = "SIGTERM", times: int = 1) -> subprocess.CompletedProcess[str]:
-    """A training in a process of its own that sends itself a signal."""
+def preempted(
+    folder: Path, where: str, name: str = "SIGTERM", times: int = 1, apart: float = 0.0
+) -> subprocess.CompletedProcess[str]:
+    """A training in a process of its own that sends itself a signal, or several, so many seconds apart."""
     code = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", textwrap.dedent(code), where, name, str(times)]
+    command = [sys.executable, "-c", textwrap.dedent(code), where, name, str(times), str(apart)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("where", ["before_train_iter", "after_val_iter"])
 def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, where: str, name: str) -> None:
     """In a validation too, where others don't look for it; the exit code is 75, and nothing after train() is run."""
@@ -762,9 +765,16 @@ def test_a_test_is_preempted_too(tmp_path: Path) -> None:
     assert (done.returncode, "went on" in done.stdout) == (75, False), done.stderr
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
-    """The last committed checkpoint is what there is, and it verifies."""
+def test_the_same_signal_twice_within_a_second_is_one_request(tmp_path: Path) -> None:
+    """A scheduler and a launcher both send it."""
     done = preempted(tmp_path, "before_train_iter", times=2)
+    assert done.returncode == 75, done.stderr
+    assert verify_checkpoint(tmp_path / "run" / Store(tmp_path / "run").names()[-1]).step == 8
+
+
+def test_a_signal_a_second_after_the_first_ends_the_process_at_once(tmp_path: Path) -> None:
+    """The last committed checkpoint is what there is, and it verifies."""
+    done = preempted(tmp_path, "before_train_iter", times=2, apart=1.1)
     assert done.returncode == 128 + signal.SIGTERM
     assert [verify_checkpoint(tmp_path / "run" / name).step for name in Store(tmp_path / "run").names()] == [6]
 

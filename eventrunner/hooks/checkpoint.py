@@ -216,12 +216,12 @@ class CheckpointHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Save the last state where a run ended early, and publish; not after a failure, which may have torn it."""
-        if runner.stop_reason in ("exception", "interrupted"):
+        if runner.torn:
             return
-        step, preempted = runner.progress.step, runner.stop_reason == "preempted"
-        if (self.save_last or preempted) and step and (self._last is None or self._last[0] != step):
+        step, asked = runner.progress.step, runner.stop_reason in ("preempted", "interrupted")
+        if (self.save_last or asked) and step and (self._last is None or self._last[0] != step):
             self._save(runner, self._boundary_name(runner))
-        if self.published_keys and runner.is_main and not preempted:
+        if self.published_keys and runner.is_main and not asked:
             runner.flush(WRITE_LANE)
             last = [self._last[1]] if self.save_last and self._last else []
             for name in dict.fromkeys([*last, *(best for _, best in self.best.best.values())]):

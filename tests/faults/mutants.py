@@ -406,8 +406,8 @@ _RUNS = (
     Mutant(
         "a run that was asked to end saves nothing",
         "hooks/checkpoint.py",
-        "if (self.save_last or preempted) and step",
-        "if self.save_last and not preempted and step",
+        "if (self.save_last or asked) and step",
+        "if self.save_last and not asked and step",
         ("tests/test_runner_lanes.py::test_a_signal_ends_the_run_with_everything_saved",),
     ),
 )
