@@ -385,8 +385,8 @@ _RUNS = (
     Mutant(
         "a plan of receivers that are gone may stay",
         "plan.py",
-        "        self._plans = {}  # not cleared",
-        "        self._plans.clear()  # not cleared",
+        "            way.plans = _Plans(self._first(mode))",
+        "            way.plans.clear()",
         _THREADS,
     ),
     Mutant(

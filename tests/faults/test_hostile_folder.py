@@ -167,7 +167,7 @@ def test_the_newest_run_is_picked_among_hostile_names(
     """Numbers in other scripts or of any length are no runs, and ``latest`` names one beside it."""
     picks = row("picked runs", "elsewhere")
     monkeypatch.setattr(sys, "argv", ["script.py"])
-    runs = Path("runs/script")
+    runs = Path("runs/script").absolute()
     runs.mkdir(parents=True)
     for name in ("\u0661\u0662", "-1", "9" * 250, "1e9", "0x10", "..."):
         (runs / name).mkdir()

@@ -249,7 +249,7 @@ def test_a_run_goes_on_from_the_one_before(
         again = make_runner(epochs=2, resume=True, log_level="WARNING")
         again.on("before_train")(lambda runner, began=began: began.append(runner.epoch))
         again.train()
-        told = f'event="checkpoint not used" path={path} reason="{path}/{name} ' in capsys.readouterr().out
+        told = f'event="checkpoint not used" path=run/epoch_2 reason="{path}/{name} ' in capsys.readouterr().out
         resumed.tried += 1
         if began != [1] or not told:
             resumed.found.append(f"bit {bit} of {name}: began at {began}, told: {told}")
