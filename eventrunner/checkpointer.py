@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
+from eventrunner.checkpoint.contents import check_tree
 from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_steps
 from eventrunner.data import DataPosition
@@ -32,7 +33,7 @@ from eventrunner.lanes import Lanes
 from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import load_model, same_names
 from eventrunner.rundir import absolute
-from eventrunner.state import Stateful, rng_state, set_rng_state
+from eventrunner.state import Stateful, check_initialized, rng_state, set_rng_state
 from eventrunner.workers import shielded_workers
 
 __all__ = ["Checkpointer"]
@@ -71,7 +72,7 @@ class Checkpointer:
 
     Raises:
         ArgumentError: a part without a state.
-        OptionError: a value that can't be.
+        OptionError: a value that can't be, or a model with lazy modules that no forward pass has given their shapes.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Checkpointer:
             RunExistsError: the folder has checkpoints, and nothing was said of resuming.
             LockedError: another process saves there.
             ResumeError: the newest checkpoint is of something else.
+            CheckpointError: something in the state can't be held by a checkpoint.
         """
         if self._entered:
             raise OptionError("a Checkpointer's with block was entered a second time; make a new one.")
@@ -133,6 +135,7 @@ class Checkpointer:
             stack.enter_context(FolderLock(self.folder))
             self._saver.store.clean()
             self._load()
+            check_tree(self._state(), self._saver.format)
             stack.callback(self._saver.collect)
             stack.callback(self._give_up)
             self._saver.open(stack.enter_context(self._lanes))
@@ -355,6 +358,7 @@ class Checkpointer:
 def _check_things(model: object, optimizer: object, keep: object, grace: object) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"Checkpointer(model=…) takes a torch.nn.Module, not a {type(model).__name__}.")
+    check_initialized("Checkpointer", model)
     several = list(optimizer.values()) if isinstance(optimizer, Mapping) else [optimizer]
     for each in several:
         if not isinstance(each, Optimizer):

@@ -113,7 +113,8 @@ class RunLog:
     def open(self, path: Path) -> None:
         """Append to *path* from now on."""
         self.close()
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+        # Bytes in a file's name that are no UTF-8 reach a line as characters that have no place in it.
+        self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # closed by close()
 
     def close(self) -> None:
         """Write what waits and close the file; events still reach stdout."""

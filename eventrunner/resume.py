@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from eventrunner.checkpoint.saver import stepped_tensors
 from eventrunner.errors import ResumeError, listed
@@ -97,7 +98,7 @@ def load_model(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
         ResumeError: they aren't; the model is left as it was.
     """
     same_names("weights", model.state_dict(), weights, "load them into the model that they are of.")
-    _same_tensors(model, weights, ("shape",))
+    _same_tensors(model, weights, ("shape", "layout"))
     model.load_state_dict(weights)
 
 
@@ -156,7 +157,7 @@ def _compare(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint is of a training by {saved} and this one goes by {own}; resume it as it was."
         )
     same_names("model", runner.model.state_dict(), checkpoint["state_dict"])
-    _same_tensors(runner.model, checkpoint["state_dict"], ("shape", "dtype"))
+    _same_tensors(runner.model, checkpoint["state_dict"], ("shape", "dtype", "layout"))
     same_names("hooks", dict(stateful_hooks(runner)), checkpoint["hooks"])
     for part, mine in _kinds(runner).items():
         theirs = checkpoint["meta"]["kinds"][part]
@@ -196,7 +197,7 @@ def same_names(part: str, own: Mapping[str, Any], saved: Mapping[str, Any], inst
 
 def _same_tensors(model: torch.nn.Module, weights: Mapping[str, Any], traits: Sequence[str]) -> None:
     for name, tensor in model.state_dict().items():
-        for trait in traits if isinstance(tensor, torch.Tensor) else ():
+        for trait in traits if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) else ():
             mine, theirs = getattr(tensor, trait), getattr(weights[name], trait, None)
             if mine != theirs:
                 raise ResumeError(

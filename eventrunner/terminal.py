@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from torch.nn.parameter import is_lazy
 
 from eventrunner.log import headed, shown, shown_path
 from eventrunner.units import clock, duration, pace, size
@@ -158,7 +159,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def introduce(runner: Runner) -> None:
     """Say what runs, in two lines."""
     model, device, threads = type(runner.model).__name__, str(runner.device), torch.get_num_threads()
-    parameters = sum(parameter.numel() for parameter in runner.model.parameters())
+    parameters = sum(parameter.numel() for parameter in runner.model.parameters() if not is_lazy(parameter))
     facts: dict[str, Any] = {
         "work_dir": runner.work_dir,
         "model": model,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
 import sys
+import warnings
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +23,8 @@ from eventrunner.checkpoint.codec import decode, encode
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
 TAKES = (
-    "which a checkpoint can't hold; it takes tensors, numbers, strings, bytes, None and dicts, lists, tuples and sets "
-    "of them."
+    "which a checkpoint can't hold; it takes dense and sparse_coo tensors, numbers, strings, bytes, None and dicts, "
+    "lists, tuples and sets of them."
 )
 NATIVE = [
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -45,6 +47,16 @@ def there_and_back(tree: Mapping[str, Any]) -> dict[str, Any]:
     return decode(document, tensors)
 
 
+def sparse(indices: list[list[int]], values: Tensor, *size: int) -> Tensor:
+    """A sparse tensor."""
+    return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+
+
+def components(tensor: Tensor) -> tuple[Any, ...]:
+    """What a sparse tensor consists of."""
+    return tuple(tensor.shape), tensor.is_coalesced(), tensor._indices(), tensor._values()
+
+
 def raw(tensor: Tensor) -> list[int]:
     """The bytes of a tensor's elements, in the order of its dimensions."""
     data: list[int] = tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
@@ -55,6 +67,8 @@ def same(left: Any, right: Any) -> bool:
     """Whether two trees are equal in types, in order and in every bit."""
     if type(left) is not type(right):
         return False
+    if isinstance(left, Tensor) and left.is_sparse:
+        return right.is_sparse and same(*map(components, (left, right)))
     if isinstance(left, Tensor):
         return left.dtype == right.dtype and left.shape == right.shape and raw(left) == raw(right)
     if isinstance(left, float):
@@ -102,7 +116,8 @@ scalars = (
     | st.binary(max_size=5)
 )
 keys = scalars | st.tuples(scalars, scalars)
-tensors = st.builds(a_tensor, st.sampled_from([*NATIVE, torch.complex128]), st.integers(0, 3))
+dense = st.builds(a_tensor, st.sampled_from([*NATIVE, torch.complex128]), st.integers(0, 3))
+tensors = dense | dense.map(lambda tensor: tensor.reshape(-1).view(torch.uint8).reshape(6, -1).to_sparse())
 trees = st.recursive(
     scalars | tensors,
     lambda inner: (
@@ -223,6 +238,21 @@ class TestTensors:
 
         assert back.stride() == dense.stride()
         assert torch.equal(back, dense)
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            pytest.param(sparse([[0, 0, 2], [1, 1, 0]], torch.arange(3.0), 3, 3), id="an entry twice"),
+            pytest.param(torch.eye(3).to_sparse(), id="coalesced"),
+            pytest.param(sparse([[2, 0]], torch.ones(2, 4, dtype=torch.complex128), 3, 4), id="rows"),
+            pytest.param(torch.zeros(2, 3).to_sparse(), id="empty"),
+        ],
+    )
+    def test_a_sparse_tensor_comes_back_with_its_entries(self, tensor: Tensor) -> None:
+        """In their order, and those that occur twice, twice: sums of floats depend on it."""
+        tree = {"x": tensor, "y": [torch.ones(2), (tensor,)], "state_dict": {"graph": tensor, "w": torch.ones(1)}}
+
+        assert same(there_and_back(tree), tree)
 
     def test_a_view_is_stored_by_its_own_elements(self) -> None:
         """Ten elements of a large tensor are ten elements."""
@@ -462,6 +492,14 @@ class AnObject:
 
 
 Pair = namedtuple("Pair", "a b")
+SPARSE = {"indices": torch.tensor([[0, 2]]), "twice": torch.tensor([[0, 0]]), "values": torch.ones(2)}
+INDICES, TWICE, VALUES = ({"$": "tensor", "file": "f", "name": name} for name in SPARSE)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that these layouts are new
+    COMPRESSED = {
+        name: torch.eye(2).to_sparse(layout=getattr(torch, name), blocksize=size)
+        for name, size in (("sparse_csr", None), ("sparse_csc", None), ("sparse_bsr", (1, 1)), ("sparse_bsc", (1, 1)))
+    }
 
 
 class TestRefusals:
@@ -474,7 +512,11 @@ class TestRefusals:
             ({"x": Pair(1, 2)}, f"checkpoint['x'] is a Pair, {TAKES}"),
             ({"x": defaultdict(list)}, f"checkpoint['x'] is a defaultdict, {TAKES}"),
             ({"x": bytearray(b"a")}, f"checkpoint['x'] is a bytearray, {TAKES}"),
-            ({"x": torch.eye(2).to_sparse()}, f"checkpoint['x'] is a tensor of layout sparse_coo, {TAKES}"),
+            *(
+                ({"x": [tensor]}, f"checkpoint['x'][0] is a tensor of layout {name}, {TAKES}")
+                for name, tensor in COMPRESSED.items()
+            ),
+            ({"x": io.BytesIO(b"a")}, f"checkpoint['x'] is a BytesIO, {TAKES}"),
             ({"x": torch.ones(2, device="meta")}, f"checkpoint['x'] is a tensor on the meta device, without data, {TAKES}"),  # noqa: E501
             ({"x": np.array(["a"])}, f"checkpoint['x'] is a numpy array of dtype <U1, {TAKES}"),
             ({"x": np.array([None])}, f"checkpoint['x'] is a numpy array of dtype object, {TAKES}"),
@@ -579,13 +621,23 @@ class TestRefusals:
             pytest.param({"$": "tensor", "file": "f", "name": "x", "order": [5, 0]}, id="dimension that isn't"),
             pytest.param({"$": "tensor", "file": "f", "name": "x", "dtype": "torch.int64", "shape": [9]}, id="shape"),
             pytest.param({"$": "numpy", "dtype": "no dtype", "value": 1}, id="no numpy dtype"),
+            *(
+                pytest.param({"$": "sparse", "indices": INDICES, "values": VALUES, "size": [3], **wrong}, id=name)
+                for name, wrong in (
+                    ("sparse without all of it", {}),
+                    ("index beyond the size", {"coalesced": False, "size": [2]}),
+                    ("index twice that is said to be there once", {"coalesced": True, "indices": TWICE}),
+                    ("sizes that no number holds", {"coalesced": True, "size": [2**62, 2**62]}),
+                    ("size that is none", {"coalesced": True, "size": "3"}),
+                )
+            ),
             pytest.param({"$": "state_dict", "content": 1, "metadata": {}}, id="no state dict"),
         ],
     )
     def test_a_document_that_encode_never_made_is_corrupt(self, node: Any) -> None:
         """Whatever is wrong with it, the error is of one kind and names the document."""
         with pytest.raises(CorruptCheckpointError, match=r"^state\.json is not a document that can be decoded"):
-            decode({"x": node}, {"f": {"x": torch.ones(8, dtype=torch.uint8)}}, where="state.json")
+            decode({"x": node}, {"f": {"x": torch.ones(8, dtype=torch.uint8), **SPARSE}}, where="state.json")
 
     def test_a_document_nested_without_end_is_corrupt(self) -> None:
         """Python's own bound on recursion is met, and reported as damage."""

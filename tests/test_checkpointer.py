@@ -336,7 +336,7 @@ def test_a_save_that_cant_be_taken_leaves_what_is_kept(tmp_path: Path) -> None:
     loop = Loop()
 
     class Odd:
-        value: Any = object()
+        value: Any = 0
 
         def state_dict(self) -> dict[str, Any]:
             return {"value": self.value}

@@ -322,7 +322,7 @@ def test_a_cache_that_grows_in_a_validation_is_exchanged_too(tmp_path: Path) -> 
 def test_a_model_without_shapes_is_refused_when_the_hook_is_registered(tmp_path: Path) -> None:
     """Not at the first update: there is nothing to make an average of."""
     with pytest.raises(OptionError, match=r"^EMAHook was given a model whose 0\.weight, 0\.bias have no shape yet"):
-        make(tmp_path / "run", EMAHook(), model=nn.Sequential(nn.LazyLinear(1)))
+        make(tmp_path / "run", EMAHook(), model=nn.Sequential(nn.LazyLinear(1)), train=False)
 
 
 def test_a_checkpoint_saved_before_any_run_has_no_average(tmp_path: Path) -> None:

@@ -503,10 +503,9 @@ class TestPlans:
         ("odd", "what"),
         [
             (torch.ones(3, device="meta"), "a tensor on the meta device, without data"),
-            (torch.ones(3).to_sparse(), "a tensor of layout sparse_coo"),
             (print, "a builtin_function_or_method"),
         ],
-        ids=["meta", "sparse", "function"],
+        ids=["meta", "function"],
     )
     def test_what_can_not_be_held_is_refused_by_take(self, odd: Any, what: str) -> None:
         """With its path, whether it is there at first or only in a later tree; then the next save goes on."""

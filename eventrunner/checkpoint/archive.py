@@ -27,11 +27,11 @@ _SHORT = 1000
 _ENDING = struct.Struct("<4s36xQQ4s4xQ4x4s16xH")
 """The last 98 bytes: a record with the directory's length and start, its own place, and an end without a comment."""
 
-_REBUILDS = frozenset({"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"})
+_REBUILDS = frozenset(f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "sparse_tensor"))
 _COPIES = frozenset(
     {
         *("collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"),
-        *("__builtin__ set", "__builtin__ complex"),
+        *("__builtin__ set", "__builtin__ complex", "torch.serialization _get_layout"),
     }
 )
 """What makes something of the size of its arguments."""

@@ -51,7 +51,8 @@ def encode(tree: Mapping[str, Any]) -> Encoded:
     ``tree["optimizer"]`` to ``optimizer.safetensors`` under a path with dots; all others to ``state.safetensors``.
 
     Args:
-        tree: Strings as keys at the top. Below that: tensors, numbers, strings, bytes, None, dtypes, devices, numpy's
+        tree: Strings as keys at the top. Below that: tensors (dense, or sparse in COO layout), numbers, strings, bytes,
+            None, dtypes, devices, numpy's
             scalars and arrays, and dicts, Counters, lists, tuples, Sizes and sets of them, up to 100 deep; keys and
             members of sets are scalars or tuples of them. An OrderedDict comes back as a dict, save a module's
             ``state_dict()``: that keeps the versions of its modules, which ``load_state_dict`` asks for. Parameters

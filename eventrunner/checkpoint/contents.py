@@ -14,10 +14,12 @@ import torch
 from eventrunner.checkpoint import files
 from eventrunner.checkpoint.image import Image
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, FileEntry, TensorEntry
-from eventrunner.checkpoint.pth import plain_tree
+from eventrunner.checkpoint.parts import document_of, make_plan
+from eventrunner.checkpoint.pth import check_plain, plain_tree
+from eventrunner.checkpoint.walk import walk
 from eventrunner.errors import CheckpointError, OptionError, did_you_mean
 
-__all__ = ["FORMATS", "Contents", "contents_of"]
+__all__ = ["FORMATS", "Contents", "check_tree", "contents_of"]
 
 FORMATS = ("safetensors", "pth")
 
@@ -53,6 +55,18 @@ def contents_of(image: Image, tree_format: str) -> Contents:
         return Contents(nbytes, (), functools.partial(_write_one, functools.partial(torch.save, plain_tree(image))))
     parts = {**image.files, STATE_NAME: memoryview(document)}
     return Contents(nbytes, image.tensors, functools.partial(_write_each, parts))
+
+
+def check_tree(tree: Mapping[str, Any], tree_format: str) -> None:
+    """Refuse what a save of *tree* would refuse; no tensor is copied.
+
+    Raises:
+        CheckpointError: there is something in it that the format can't hold; the message has the path to it.
+    """
+    walked = walk(tree)
+    _to_bytes(document_of(tree, make_plan(tree, walked), [part.copies for part in walked]))
+    if tree_format == "pth":
+        check_plain(tree)
 
 
 def _write_each(parts: Mapping[str, memoryview], folder: Path) -> dict[str, FileEntry]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TAG", "Decoder", "Node"]
+__all__ = ["TAG", "Decoder", "Node", "array_of"]
 
 TAG = "$"
 """The key that sets a node that stands for something else apart from a dict."""
@@ -85,8 +85,19 @@ def _state_dict(decoder: Decoder, node: Mapping[str, Node]) -> OrderedDict[Any, 
     return state
 
 
+def _sparse(decoder: Decoder, node: Mapping[str, Node]) -> Tensor:
+    indices, values = decoder.tensor(node["indices"]), decoder.tensor(node["values"])
+    # Whatever computes with it goes to the places that its indices name.
+    known = {"is_coalesced": node["coalesced"], "check_invariants": True}
+    return torch.sparse_coo_tensor(indices, values, node["size"], **known)
+
+
 def _ndarray(decoder: Decoder, node: Mapping[str, Node]) -> Any:
-    tensor = decoder.tensor(node["tensor"])
+    return array_of(decoder.tensor(node["tensor"]))
+
+
+def array_of(tensor: Tensor) -> Any:
+    """The array of a tensor's memory; the tensor itself where there is no numpy."""
     return tensor.numpy(force=True) if _numpy() else tensor
 
 
@@ -123,4 +134,5 @@ _DECODERS: dict[str, Callable[[Decoder, Mapping[str, Node]], Any]] = {
     "state_dict": _state_dict,
     "tensor": Decoder.tensor,
     "ndarray": _ndarray,
+    "sparse": _sparse,
 }

@@ -25,6 +25,7 @@ __all__ = [
     "Encoder",
     "Hole",
     "Modules",
+    "Sparse",
     "Trail",
     "hashable",
     "is_array",
@@ -36,7 +37,9 @@ MAX_DEPTH = 100
 """How deep a tree may be nested: enough for any state, and well within Python's own limit on recursion."""
 
 _EXACT_INT = 2**53  # other readers of JSON hold a larger one as a float
-_TAKES = "it takes tensors, numbers, strings, bytes, None and dicts, lists, tuples and sets of them"
+_TAKES = (
+    "it takes dense and sparse_coo tensors, numbers, strings, bytes, None and dicts, lists, tuples and sets of them"
+)
 _NUMPY_KINDS = frozenset("biufcUS")
 
 Trail = tuple[object, ...]
@@ -53,6 +56,16 @@ class Modules:
 
     content: Any
     versions: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Stands in a tree for a tensor of layout sparse_coo."""
+
+    indices: Any
+    values: Any
+    size: tuple[int, ...]
+    coalesced: bool
 
 
 def _path(trail: Trail) -> str:
@@ -173,6 +186,11 @@ def _versioned(encoder: Encoder, content: Node, versions: Any, trail: Trail) -> 
     return {TAG: "state_dict", "content": content, "metadata": encoder.node(versions, (*trail, "_metadata"))}
 
 
+def _sparse(encoder: Encoder, value: Sparse, trail: Trail) -> Node:
+    parts = {name: encoder.leaf(getattr(value, name), (*trail, name)) for name in ("indices", "values")}
+    return {TAG: "sparse", "size": list(value.size), "coalesced": value.coalesced, **parts}
+
+
 def _counter(encoder: Encoder, value: Counter[Any], trail: Trail) -> Node:
     return {TAG: "counter", "items": _pairs(encoder, value, trail)}
 
@@ -244,6 +262,7 @@ _ENCODERS: dict[type, _Encode] = {
     dict: _dict,
     OrderedDict: _ordered_dict,
     Modules: _modules,
+    Sparse: _sparse,
     Counter: _counter,
 }
 """By exact type: a subclass would come back as something else than it was."""

@@ -276,6 +276,16 @@ class Reader:
         self._hasher = xxhash.xxh3_128() if hashed else None
         self.size = os.fstat(descriptor).st_size
 
+    @property
+    def name(self) -> str:
+        """The file's path, or where that is no UTF-8 another that leads to it for as long as it is open here."""
+        path = str(self._path)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return f"/dev/fd/{self._descriptor}"
+        return path
+
     def fill(self, buffers: Iterable[memoryview]) -> None:
         """Read the next bytes into *buffers*, one after another, until all are full.
 

@@ -163,7 +163,7 @@ def _tensors(
 def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     """All tensors of a file, each in memory of its own, into which it is read: the bytes hashed are those returned."""
     with files.reading(file, digest) as reader:
-        mapped = _mapped(file)
+        mapped = _mapped(file, reader.name)
         tensors = {name: torch.empty_like(tensor) for name, tensor in mapped.items()}
         header = reader.size - sum(tensor.nbytes for tensor in tensors.values())  # safetensors allows no holes
         reader.take(header)
@@ -171,10 +171,10 @@ def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     return tensors
 
 
-def _mapped(file: Path) -> dict[str, Tensor]:
+def _mapped(file: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a file in the order of their bytes, which are not read; safetensors has checked the header."""
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(name, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except (SafetensorError, RuntimeError) as error:
         raise CorruptCheckpointError(f"{file} is not a safetensors file that can be read: {error}.") from error

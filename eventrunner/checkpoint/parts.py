@@ -162,7 +162,7 @@ def _planned(
 
     encoder = Encoder(leaf)
     for key in walked.copies:
-        encoder.node(tree[key], (key,))
+        encoder.node(walked.values[key], (key,))
     refill = Encoder(_in_order(iter(nodes[begin:])))
     return Part(
         file=walked.file,

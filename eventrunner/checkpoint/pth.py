@@ -1,17 +1,19 @@
 """A checkpoint's tree as one file of torch.save, for programs that read nothing else.
 
-Whether ``torch.load(weights_only=True)`` takes a tree is found by trying, as that differs from version to version.
+Whether ``torch.load(weights_only=True)`` takes a tree is found by trying, as that differs from version to version. What
+it never takes, values of numpy's, is written as the nodes that the other format has for them.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from torch import Tensor
 
 from eventrunner.checkpoint.archive import check_archive, check_pickle
 from eventrunner.checkpoint.codec import decode
+from eventrunner.checkpoint.decoder import TAG, Decoder, array_of
+from eventrunner.checkpoint.encoder import SCALARS, is_array, is_scalar
 from eventrunner.checkpoint.image import Image
 from eventrunner.checkpoint.manifest import TensorEntry
+from eventrunner.checkpoint.tensors import replace_tensors, shared_with
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
-__all__ = ["UNREADABLE", "plain_tree", "read_tree"]
+__all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree"]
 
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
@@ -43,9 +48,19 @@ def plain_tree(image: Image) -> dict[str, Any]:
     """
     tensors = {file: _tensors_in(data, file, image.tensors) for file, data in image.files.items()}
     tree = decode(image.document, tensors)
-    if not _loads_back(tree):
+    check_plain(tree)
+    plain: dict[str, Any] = _tagged(tree)
+    return plain
+
+
+def check_plain(tree: Mapping[str, Any]) -> None:
+    """Refuse a tree that ``torch.load(weights_only=True)`` wouldn't take.
+
+    Raises:
+        CheckpointError: the message has the path to what it refuses.
+    """
+    if not _loads_back(dict(tree)):
         _refuse(tree)
-    return tree
 
 
 def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
@@ -56,7 +71,8 @@ def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         check_pickle(check_archive(file))
-        tree = torch.load(file, map_location=device, weights_only=True)
+        with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+            tree = _untagged(torch.load(file, map_location=device, weights_only=True), {})
     except UNREADABLE as error:
         raise CorruptCheckpointError(
             f"{file} can't be read with weights_only=True, as it is damaged or wasn't written by a Store: "
@@ -84,9 +100,58 @@ def _over(data: memoryview, entry: TensorEntry) -> Tensor:
     return taken.view(getattr(torch, entry.dtype)).view(entry.shape)
 
 
+def _tagged(value: Any) -> Any:
+    """*value* with nodes in the place of what is numpy's, and of dicts that could be taken for one."""
+    if is_array(value):
+        return {TAG: "ndarray", "tensor": shared_with(value)}
+    if type(value) not in SCALARS and is_scalar(value):
+        return {TAG: "numpy", "dtype": value.dtype.str, "value": value.item()}
+    if type(value) in (dict, OrderedDict):
+        copy = type(value)((key, _tagged(below)) for key, below in value.items())
+        if versions := getattr(value, "_metadata", None):
+            vars(copy)["_metadata"] = _tagged(versions)
+        return {TAG: "dict", "items": copy} if TAG in copy else copy
+    return type(value)(map(_tagged, value)) if type(value) in (list, tuple) else value
+
+
+def _untagged(value: Any, known: dict[int, Any]) -> Any:
+    """The opposite of :func:`_tagged`; each container once, though a pickle may have it in many places."""
+    return _once(value, known, _read)
+
+
+def _once(value: Any, known: dict[int, Any], read: Callable[[Any, dict[int, Any]], Any]) -> Any:
+    if type(value) not in (dict, OrderedDict, list, tuple):
+        return value
+    if id(value) not in known:
+        known[id(value)] = value  # which is what one that lies in itself finds there
+        known[id(value)] = read(value, known)
+    return known[id(value)]
+
+
+def _read(value: Any, known: dict[int, Any]) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_untagged(below, known) for below in value)
+    match value.get(TAG):
+        case "ndarray" if isinstance(value["tensor"], Tensor):
+            return array_of(value["tensor"])
+        case "numpy" if type(value["value"]) in SCALARS:
+            return Decoder({}).node(value)
+        case "dict":
+            return _once(value["items"], known, _with_values)
+    return _with_values(value, known)
+
+
+def _with_values(value: Any, known: dict[int, Any]) -> Any:
+    copy = type(value)((key, _untagged(below, known)) for key, below in value.items())
+    if versions := getattr(value, "_metadata", None):
+        vars(copy)["_metadata"] = _untagged(versions, known)
+    return copy
+
+
 def _loads_back(value: Any) -> bool:
     file = io.BytesIO()
-    torch.save(_hollow(value, {}), file)
+    stand_ins: dict[torch.dtype, Tensor] = {}
+    torch.save(_tagged(replace_tensors(value, functools.partial(_stand_in, stand_ins))), file)
     file.seek(0)
     try:
         check_pickle(check_archive(file))
@@ -97,16 +162,9 @@ def _loads_back(value: Any) -> bool:
     return True
 
 
-def _hollow(value: Any, stand_ins: dict[torch.dtype, Tensor]) -> Any:
-    """*value* with one empty tensor per dtype in place of all that it holds."""
-    if isinstance(value, Tensor):
-        return stand_ins.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
-    if type(value) in (dict, OrderedDict):
-        copy = type(value)((key, _hollow(below, stand_ins)) for key, below in value.items())
-        if versions := getattr(value, "_metadata", None):
-            vars(copy)["_metadata"] = versions
-        return copy
-    return type(value)(_hollow(below, stand_ins) for below in value) if type(value) in (list, tuple) else value
+def _stand_in(stand_ins: dict[torch.dtype, Tensor], value: Tensor) -> Tensor:
+    """One empty tensor per dtype for all that there are."""
+    return stand_ins.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
 
 
 def _refuse(tree: Mapping[str, Any]) -> None:

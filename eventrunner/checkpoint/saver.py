@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -211,7 +212,7 @@ class Saver:
         save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
-        lazy = frozenset(map(Tensor.data_ptr, stepped)) if beside is not None else ()
+        lazy = frozenset(map(Tensor.data_ptr, filter(_is_dense, stepped))) if beside is not None else ()
         facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": dict(meta or {}), "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
@@ -418,6 +419,10 @@ def _committed(snapshot: Snapshot, commit: Callable[..., Path], tree: object) ->
         return commit(image)
     finally:
         snapshot.release()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided
 
 
 def _call(action: Callable[[], None]) -> None:

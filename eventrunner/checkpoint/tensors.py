@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,13 +13,23 @@ from torch import Tensor
 from eventrunner.checkpoint.decoder import TAG, Node
 from eventrunner.checkpoint.layout import DTYPES, Spec
 
-__all__ = ["identity", "is_dense", "node_of", "packed", "problem_with", "shared_with", "spec_of", "stored"]
+__all__ = [
+    "identity",
+    "is_dense",
+    "node_of",
+    "packed",
+    "problem_with",
+    "replace_tensors",
+    "shared_with",
+    "spec_of",
+    "stored",
+]
 
 
 def problem_with(value: Tensor) -> str:
     """What it is that can't be stored; empty if it can."""
-    if value.is_nested or value.layout is not torch.strided:
-        return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
+    if value.is_nested or value.layout not in (torch.strided, torch.sparse_coo):
+        return f"a tensor of layout {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')}"
     if value.is_quantized:
         return "a quantized tensor"
     return "a tensor on the meta device, without data" if value.is_meta else ""
@@ -34,6 +45,20 @@ def shared_with(array: Any) -> Tensor:
         with contextlib.suppress(ValueError):
             return torch.from_numpy(array)
     return torch.from_numpy(array.copy(order="K"))
+
+
+def replace_tensors(value: Any, replace: Callable[[Tensor], Any]) -> Any:
+    """Return *value* with what *replace* returns in the place of each tensor; containers are copied."""
+    if isinstance(value, Tensor):
+        return replace(value)
+    if type(value) in (dict, OrderedDict, Counter):
+        copy = type(value)({key: replace_tensors(below, replace) for key, below in value.items()})
+        if versions := getattr(value, "_metadata", None):
+            vars(copy)["_metadata"] = versions
+        return copy
+    if type(value) in (list, tuple):
+        return type(value)(replace_tensors(below, replace) for below in value)
+    return value
 
 
 def identity(value: Tensor) -> Hashable:

@@ -7,6 +7,7 @@ hole: where the structure is that of the last save, so is the node that the docu
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -24,13 +25,14 @@ from eventrunner.checkpoint.encoder import (
     Encoder,
     Hole,
     Modules,
+    Sparse,
     Trail,
     hashable,
     is_array,
     is_scalar,
     refusal,
 )
-from eventrunner.checkpoint.tensors import problem_with, shared_with
+from eventrunner.checkpoint.tensors import problem_with, replace_tensors, shared_with
 from eventrunner.errors import CheckpointError
 
 __all__ = ["FILES", "Walked", "walk"]
@@ -53,7 +55,8 @@ class Walked:
 
     Attributes:
         file: Its name.
-        copies: By key at the top of the tree, what was there, with holes for tensors.
+        values: By key at the top of the tree, what was there, sparse tensors taken apart.
+        copies: The same with holes for tensors.
         leaves: Every tensor, in the order of the tree, those that occur twice twice; arrays as tensors.
         holes: What was where the holes are.
         structure: Equal for trees that have the same leaves at the same places.
@@ -62,6 +65,7 @@ class Walked:
     """
 
     file: str
+    values: dict[str, Any] = field(default_factory=dict)
     copies: dict[str, Any] = field(default_factory=dict)
     leaves: list[Tensor] = field(default_factory=list)
     holes: list[Any] = field(default_factory=list)
@@ -91,15 +95,30 @@ def walk(tree: Mapping[str, Any]) -> list[Walked]:
         for key, value in tree.items():
             part = parts[FILES.get(key, _REST)]
             part.structure.append(key)
-            part.copies[key] = _copy(part, value, 1)
+            part.values[key], part.copies[key] = value, _copy(part, value, 1)
         for part in parts.values():
             part.pointers = list(map(Tensor.data_ptr, part.leaves))
     except (_OddError, RuntimeError) as error:  # the latter from a tensor without memory of its own
         _refuse(tree)
+        apart = replace_tensors(dict(tree), sparse := _Sparsely())
+        if sparse.found:  # only now: to ask each tensor at each save would cost more than to begin again
+            return walk(apart)
         raise CheckpointError(
             "the state changed while a checkpoint of it was being taken; let no other thread write to it meanwhile."
         ) from error
     return list(parts.values())
+
+
+class _Sparsely:
+    """Takes sparse tensors apart, and remembers whether there was one."""
+
+    found = False
+
+    def __call__(self, value: Tensor) -> Any:
+        if value.layout is not torch.sparse_coo:
+            return value
+        self.found = True
+        return Sparse(value._indices(), value._values(), tuple(value.shape), value.is_coalesced())  # noqa: SLF001
 
 
 def _copy(part: Walked, value: Any, depth: int) -> Any:
@@ -131,6 +150,13 @@ def _numpy(part: Walked, value: Any) -> Any:
 def _tensor(part: Walked, value: Tensor, depth: int) -> Hole:
     part.leaves.append(value)
     return part.hole(value, (Tensor,))
+
+
+def _sparse(part: Walked, value: Sparse, depth: int) -> Sparse:
+    part.structure.append(Sparse)
+    return dataclasses.replace(
+        value, indices=_tensor(part, value.indices, depth), values=_tensor(part, value.values, depth)
+    )
 
 
 def _dict(part: Walked, value: dict[Any, Any], depth: int) -> Any:
@@ -245,5 +271,6 @@ _COPIERS: dict[type, Callable[[Walked, Any, int], Any]] = {
     torch.Size: _tuple,
     set: _set,
     frozenset: _set,
+    Sparse: _sparse,
 }
-_FLAT = TENSORS | {set, frozenset}
+_FLAT = TENSORS | {set, frozenset, Sparse}

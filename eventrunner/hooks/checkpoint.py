@@ -9,19 +9,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from eventrunner.best import BestScores, best_name, name_list
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
-from eventrunner.checkpoint.codec import encode
+from eventrunner.checkpoint.contents import check_tree
 from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.manifest import PTH_NAME
 from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
-from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError, did_you_mean, listed
+from eventrunner.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    OptionError,
+    RunExistsError,
+    did_you_mean,
+    listed,
+)
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.resume import stateful_hooks
+from eventrunner.resume import gather
 from eventrunner.rundir import absolute
+from eventrunner.state import check_initialized
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -79,7 +88,9 @@ class CheckpointHook(Hook):
     Raises:
         OptionError: a value that can't be; at construction, or when it is registered where it depends on the run.
         RunExistsError: at ``train()``, where another run has its checkpoints in *out_dir* under the same name.
-        CheckpointError: a hook's state holds what a checkpoint can't; before the first batch, not at the first save.
+        CheckpointError: the model, the optimizer or a hook has in its state what *format* can't hold; before the first
+            batch, or after it where that has put it there. Where a receiver of ``before_save_checkpoint`` might mend
+            that, it is a warning in the log.
     """
 
     priority = "VERY_LOW"
@@ -125,7 +136,7 @@ class CheckpointHook(Hook):
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
-        self._prepared = False
+        self._prepared = self._warned = False
         self._planned: int | None = None  # iterations
 
     def check_run(self, runner: Runner) -> None:
@@ -133,6 +144,7 @@ class CheckpointHook(Hook):
         loop = runner.train_loop
         if loop is None:
             return
+        check_initialized("CheckpointHook", runner.model)
         if self.by_epoch and not loop.by_epoch:
             raise OptionError("CheckpointHook(by_epoch=True): the training goes by iterations; leave by_epoch out.")
         if self.interval is None and loop.by_epoch and self.by_epoch is False:
@@ -168,8 +180,9 @@ class CheckpointHook(Hook):
             runner.make_saver(mode=mode, format=self.format, verify=self.verify)
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to count saves, tell what a resumed run has saved before, and refuse a hook that can't be saved."""
-        encode({"hooks": {name: hook.state_dict() for name, hook in stateful_hooks(runner)}})
+        """Begin to count saves, tell what a resumed run has saved before, and refuse a state that can't be saved."""
+        self._warned = False
+        self._check_state(runner)
         self._account = {"requested": 0, "committed": 0, "failed": 0, "bytes": 0, "took": 0.0, "stall": 0.0}
         self._prepared, self._planned = False, runner.max_iters
         if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
@@ -185,6 +198,7 @@ class CheckpointHook(Hook):
             self._prepared = True
             if self.save_last or self.best.keys or self.interval != -1:
                 runner.defer(lambda: _prepare(runner), mutates=False)
+            runner.defer(lambda: self._check_state(runner), mutates=False)
         if self.by_epoch:
             return
         step, interval = runner.progress.iter + 1, self.interval or 0
@@ -237,6 +251,18 @@ class CheckpointHook(Hook):
         self._kept, self._retired = list(state["kept"]), [list(names) for names in state.get("retired", ())]
         self._last = tuple(state["last"]) if state["last"] else None
         self.best.load_state_dict(state["best"])
+
+    def _check_state(self, runner: Runner) -> None:
+        if self._warned:
+            return
+        try:
+            check_tree(gather(runner, self.save_optimizer, self.save_param_scheduler), self.format)
+        except CheckpointError as error:
+            receivers = [each.receiver for each in runner.bus.before_save_checkpoint.connections_for(runner)]
+            if all(getattr(each, "__module__", "").startswith("eventrunner.") for each in receivers):
+                raise
+            self._warned = True
+            runner.logger.warning("save", reason=f"unless a receiver of before_save_checkpoint changes it, {error}")
 
     def _go_to(self, runner: Runner, folder: Path) -> None:
         if runner.mode == "train" and not runner.resume and Store(folder).names():
@@ -387,7 +413,8 @@ def _prepare(runner: Runner) -> None:
     if runner.saver is not None:
         optimizers = [wrapper.optimizer for _, wrapper in runner.optim_wrappers]
         tensors = [*runner.model.state_dict().values(), *stepped_tensors(runner.model, optimizers)]
-        unique = {each.data_ptr(): each.nbytes for each in tensors if isinstance(each, Tensor)}
+        dense = [each for each in tensors if isinstance(each, Tensor) and each.layout is torch.strided]
+        unique = {each.data_ptr(): each.nbytes for each in dense}
         runner.saver.prepare(sum(unique.values()))
 
 

@@ -40,6 +40,7 @@ HEAVY = {
 """What it can be, of some size."""
 
 TENSOR = {"$": "tensor", "file": "model.safetensors", "name": "w"}
+SPARSE = {"indices": TENSOR, "values": TENSOR, "size": [2, 2], "coalesced": False}
 NODES: dict[str, object] = {
     **{f"tag {tag!r}": {"$": tag} for tag in ("os.system", "__class__", "load", "", None, 1, True, [], {}, "tensor")},
     **{
@@ -114,6 +115,15 @@ NODES: dict[str, object] = {
             *(("V1", 2**30), ("V8", 2**40), ("S1", 2**33), ("U1", 5), ("O", 1), ("<f8", "1"), ("<f8", [1.0] * 9)),
             *(("<i8", 2**70), ("M8[s]", 1), ("i4,f8", 1), ("(9999,9999)i4", 1), (None, 1), ({"names": []}, 1), ("", 1)),
             *(("(" * 5000, 1), ("<f8", {"$": "bytes", "base64": ""}), ("<i\u0661", 1)),
+        )
+    },
+    **{
+        f"sparse by {name} {value!r}"[:60]: {"$": "sparse", **SPARSE, name: value}
+        for name, value in (
+            *(("size", size) for size in ([2], [2**62, 2**62], [-1], [], None, "2", [1.5], [2**70], [1] * 100_000)),
+            *(("coalesced", value) for value in (1, "yes", {})),
+            *((part, {**TENSOR, "name": "no"}) for part in ("indices", "values")),
+            *(("indices", value) for value in (None, 1, [[0]], {"$": "int", "hex": "0x1"})),
         )
     },
     "numpy of a word": {"$": "ndarray", "tensor": "w"},

@@ -68,7 +68,8 @@ THINGS: dict[str, Callable[[Path], object]] = {
 ALWAYS = (
     *("lists a file that is there, outside", "deep lists", "a key twice", "1e400", "a file of 16 GiB", "half"),
     *("an archive of os.system", "a deflated storage", "a set of a string, often", "a bytearray of 500 MB"),
-    *("an older file before an archive", "a second directory"),
+    *("an older file before an archive", "a second directory", "a sparse tensor whose index leads out"),
+    *("lists that have others twice", "numpy's of lists", "a dict under many tags", "sparse by size [2]"),
     *("dtype '_dynamo'", "numpy's 'V1' of 1073741824", "order [-1, 0]", "tag '__class__'", "bits ''"),
 )
 """By name, those that are tried in short runs too."""

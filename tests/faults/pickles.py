@@ -89,10 +89,34 @@ def _again(made: bytes, call: bytes, count: int) -> bytes:
     return _dict(made + b"q\x00]" + call * count)
 
 
-HARMLESS = (*(f"an archive of a dict of {name}" for name in ("recursion", "recursion of tuples")), "a comment")
+def _saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save({"x": value}, file)
+    return file.getvalue()
+
+
+def _sparse(index: int, size: int, coalesced: bool) -> bytes:
+    """A sparse tensor with an entry twice."""
+    made = torch.sparse_coo_tensor([[index, index]], [1.0, 2.0], (size,), check_invariants=False)
+    return _saved(made._coalesced_(coalesced))
+
+
+def _twice(count: int) -> object:
+    """A list that has another twice, and so on."""
+    found: object = 1
+    for _ in range(count):
+        found = [found, found]
+    return found
+
+
+HARMLESS = (
+    *(f"an archive of a dict of {name}" for name in ("recursion", "recursion of tuples")),
+    *("a comment", "lists that have others twice", "numpy's of lists", "a dict under many tags"),
+)
 """By name, files that may be loaded, as nothing comes of it."""
 
 FLOATS = {"a/data/0": struct.pack("<4f", 1, 2, 3, 4)}
+_MANY = dict.fromkeys(range(20000), 0)
 _BOMB = bytes(100_000_000)
 _LONG = b"\x8a\x08" + (2**40).to_bytes(8, "little")
 _BIG = b"J" + (500_000_000).to_bytes(4, "little")
@@ -118,6 +142,13 @@ def ARCHIVES() -> dict[str, bytes]:  # noqa: N802
             for name, data in PICKLES.items()
         },
         **_bombs(),
+        "a sparse tensor whose index leads out": _sparse(2**40, 2, coalesced=False),
+        "a sparse tensor that lies about its entries": _sparse(1, 2, coalesced=True),
+        "lists that have others twice": _saved(_twice(60)),
+        "numpy's of lists": _saved({"$": "numpy", "dtype": "<i8", "value": _twice(60)}),
+        "numpy's of a number": _saved({"$": "numpy", "dtype": "V1", "value": 2**30}),
+        "a dict under many tags": _saved([{"$": "dict", "items": _MANY} for _ in range(20_000)]),
+        "a dict that is none": _saved({"$": "dict", "items": [1]}),
         "a storage of 2**40 numbers": archive(tensor(2**40), FLOATS),
         "a storage of -1 numbers": archive(tensor(-1), FLOATS),
         "a storage that is missing": archive(tensor()),
