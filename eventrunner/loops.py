@@ -52,6 +52,9 @@ class TrainLoop:
         self._move = batch_mover(runner.device)
         self._sites = vars(runner.emitters)  # an attribute is slower to come by than an entry
         self._updates_itself = False  # as the runner says when it begins
+        self._end: int | None = None  # the iterations that the training will have, as far as its loader knows
+        self.stepped_late = False
+        """Whether the last group of accumulation stepped when the last iteration was over."""
 
     @property
     def max_epochs(self) -> int:
@@ -105,7 +108,7 @@ class TrainLoop:
 
         After a failure, what was complete when it came counts: the training goes on behind it.
         """
-        self.running = True
+        self.running, self.stepped_late = True, False
         self.progress.settle()
         self._bind()
         self.runner.begin_train()
@@ -119,17 +122,54 @@ class TrainLoop:
         self._step = bind_step(runner.train_step, runner.model, "train_step", **extra)
         optim.before_step, optim.after_step = self._before_step, self._after_step
         for _, wrapper in runner.optim_wrappers:
-            done = wrapper.inner_count if runner.updates_itself else self.progress.iter
-            # A step that updates the weights itself may do so any number of times: then no last group is known.
-            wrapper.initialize_count_status(done, None if runner.updates_itself else self.max_iters)
-            if self.progress.iter == 0 or (not runner.updates_itself and done % wrapper.accumulative_counts == 0):
+            wrapper.begins_groups, wrapper.holds_gradients = self._updates_itself, True
+            repeats = not self._updates_itself and wrapper.inner_count != self.progress.iter
+            if self.progress.iter == 0 or repeats:
                 wrapper.zero_grad()  # of the caller's own backward, or of an iteration that failed
+            if repeats:
+                wrapper.inner_count = self.progress.iter
 
     def end(self) -> None:
-        """Let go of the optimizer: what the caller does with it later passes no site."""
+        """Let go of the optimizer: what the caller does with it later passes no site and adds to no group."""
         self.running = False
         optim = self.runner.optim_wrapper
         optim.before_step = optim.after_step = None
+        for _, wrapper in self.runner.optim_wrappers:
+            wrapper.begins_groups = True
+            wrapper.hold()
+
+    def _plan_groups(self) -> None:
+        """Tell the optimizers how many losses are to come, as the loader has it now."""
+        self._end = self._expected_end()
+        for _, wrapper in self.runner.optim_wrappers:
+            wrapper.expect_batches(self._batches_left())
+
+    def _expected_end(self) -> int | None:
+        if not self.by_epoch:
+            return self._maximum
+        length = batch_count(self.dataloader)
+        if length is None:
+            return None
+        passed, progress = self.position.consumed, self.progress
+        return progress.iter - passed + length * (self._maximum - progress.epoch)
+
+    def _batches_left(self) -> int | None:
+        return None if self._end is None else self._end - self.progress.step
+
+    def _end_groups(self) -> bool:
+        """Have each group of accumulation that is under way step with the losses that it has; say whether one did."""
+        optim = self.runner.optim_wrapper
+        optim.before_step, optim.after_step = self._before_step, self._after_step
+        stepped = [wrapper.end_group() for _, wrapper in self.runner.optim_wrappers]
+        return any(stepped)
+
+    def _end_batch(self) -> None:
+        """Count what a step that updates the weights itself has made of its batch; the last ends all groups."""
+        left = self._batches_left()
+        for _, wrapper in self.runner.optim_wrappers:
+            wrapper.end_batch(left)
+        if left == 0:
+            self._end_groups()
 
     def run_iter(self, batch_idx: int, data_batch: Any) -> None:
         """Train on one batch."""
@@ -140,6 +180,14 @@ class TrainLoop:
         if emit is not None:
             emit(runner, batch_idx, data_batch)
         optim = runner.optim_wrapper
+        if not self._updates_itself:
+            begins = optim.accumulative_counts > 1
+            for group in () if begins else optim.optimizer.param_groups:  # which is mostly called for nothing
+                for param in group["params"]:
+                    if param.grad is not None:
+                        begins = True
+            if begins:
+                optim.begin_loss()
         if optim.amp_dtype is None:
             outputs = self._step(data_batch)
         else:
@@ -153,6 +201,8 @@ class TrainLoop:
             optim.after_step = self._after_step if sites["after_optimizer_step"] else None
             optim.update_params(outputs["loss"] if type(outputs) is dict and "loss" in outputs else loss_of(outputs))
         progress.iter_done = 1
+        if self._updates_itself:
+            self._end_batch()
         self.position.consumed += 1
         emit = sites["after_train_iter"]
         if emit is not None:
@@ -185,6 +235,7 @@ class TrainLoop:
                 set_rng_state(drawn)
         if runner.deferred:
             runner.run_deferred()
+        self._plan_groups()
         return not self.stop_training
 
     def _end_epoch(self) -> None:
@@ -239,6 +290,8 @@ class EpochBasedTrainLoop(TrainLoop):
             self.run_iter(batch_idx, data_batch)
             if self.stop_training and batch_idx + 1 != length:
                 return False
+        if self.progress.epoch + 1 >= self._maximum:
+            self.stepped_late = self._end_groups()
         self._end_epoch()
         return True
 
@@ -259,6 +312,7 @@ class IterBasedTrainLoop(TrainLoop):
         while self._run_pass(dataloader):
             pass
         if progress.iter >= self._maximum:
+            self.stepped_late = self._end_groups()
             self._end_epoch()
 
     def _run_pass(self, dataloader: Any) -> bool:

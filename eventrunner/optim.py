@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ _CLIPPERS: dict[str, tuple[Callable[..., Tensor | None], tuple[str, ...]]] = {
 }
 """For each type of clipping, what does it, and its options, of which the first must be given."""
 
+_NO_GROUP = {"accumulative_counts": 1, "losses": 0, "size": 1, "per_batch": 1, "gradients": {}}
+"""What the state of a wrapper without accumulation leaves out."""
+
 _SCALER_OPTIONS = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _zero_grad = torch.optim.Optimizer.zero_grad
@@ -42,10 +45,14 @@ class OptimWrapper:
     device, save for float16, where torch's scaler reads back whether the gradients were finite, and for
     ``error_if_nonfinite``.
 
+    The losses of one step are a group of accumulation. A group begins after a step, with no gradients, whoever left
+    some (another optimizer's backward, a hook, an interrupted batch), and has the gradients of its own losses alone.
+
     Args:
         optimizer: any ``torch.optim.Optimizer``. One whose ``step`` needs a closure (LBFGS) can't be driven by
             ``update_params``; a ``train_step`` that takes ``optim_wrapper`` calls ``step(closure)``.
-        accumulative_counts: losses per step. Each loss is divided by it, so that the step follows their mean.
+        accumulative_counts: losses per step. Each loss is divided by it, so that the step follows their mean. A change
+            of the attribute takes effect when the next group begins.
         clip_grad: None, ``dict(max_norm=…, norm_type=2.0, error_if_nonfinite=False)`` or
             ``dict(type="value", clip_value=…)``: the arguments of ``torch.nn.utils.clip_grad_norm_`` and
             ``clip_grad_value_``. ``max_norm=float("inf")`` measures the norm and changes nothing.
@@ -58,6 +65,10 @@ class OptimWrapper:
         optimizer: the optimizer itself.
         amp_dtype: what autocast computes in, or None; None says that there is no need to enter ``autocast``.
         inner_count: losses that went backward so far.
+        begins_groups: whether ``update_params`` calls ``begin_loss``. A loop that calls it before a ``train_step``, so
+            that the step may call backward too, sets it to False.
+        holds_gradients: whether between the losses of a group ``update_params`` keeps their gradients out of ``.grad``,
+            where others could add to them; so in an ``OptimWrapperDict`` and in a run.
         before_step: called at each step, when gradients are complete, unscaled and not yet clipped.
         after_step: called at each step, when weights have changed and gradients are still there.
         grad_norm: the total norm before the last clip, on the gradients' device; None without clipping by norm.
@@ -81,10 +92,16 @@ class OptimWrapper:
         self.accumulative_counts = accumulative_counts
         self.amp_dtype = _parse_amp_dtype(dtype)
         self.inner_count = 0
+        self.begins_groups, self.holds_gradients = True, False
         self.before_step: Callable[[], None] | None = None
         self.after_step: Callable[[], None] | None = None
         self.grad_norm: Tensor | None = None
         self._max_counts: int | None = None
+        self._losses = 0  # of the group under way
+        self._size = accumulative_counts  # the losses that it is to have
+        self._held: dict[Tensor, Tensor] | None = None  # its gradients by parameter while they aren't in .grad
+        self._per_batch = 1  # losses in the last batch
+        self._before_batch = 0  # losses before the batch under way
         self._clip = _parse_clip(clip_grad)
         self._scaler = _make_scaler(self.amp_dtype, loss_scale)
         self._fixed_scale = float(loss_scale) if isinstance(loss_scale, (int, float)) else None
@@ -102,6 +119,11 @@ class OptimWrapper:
         return self._clip is not None
 
     @property
+    def loss_scaler(self) -> torch.amp.GradScaler | None:
+        """The scaler of losses; None without float16."""
+        return self._scaler
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's own list, not a copy."""
         return self.optimizer.param_groups
@@ -114,36 +136,65 @@ class OptimWrapper:
     def initialize_count_status(self, init_counts: int, max_counts: int | None) -> None:
         """Say where the training stands: so many losses went backward, and so many will have in the end.
 
-        Only with ``max_counts`` known does the last group, where it has fewer than ``accumulative_counts`` losses,
-        step too, and is divided by its own size.
+        With ``max_counts`` known, a last group of fewer than ``accumulative_counts`` losses is divided by its own size
+        and steps too; else :meth:`end_group` has to be called. Where ``init_counts`` isn't the wrapper's own count, its
+        remainder by ``accumulative_counts`` is taken to be a group whose gradients are there.
         """
         if init_counts < 0 or (max_counts is not None and max_counts < 0):
             raise OptionError(f"counts can't be negative, as init_counts={init_counts}, max_counts={max_counts} are.")
-        self.inner_count = init_counts
         self._max_counts = max_counts
+        if init_counts != self.inner_count:
+            self._losses = 0 if init_counts == max_counts else init_counts % self.accumulative_counts
+            self._size = self._planned_size(init_counts - self._losses)
+        self.inner_count = init_counts
+
+    def expect_batches(self, batches: int | None) -> None:
+        """Say how many batches are still to come, if it is known; each is taken to have as many losses as the last."""
+        self._before_batch = self.inner_count
+        known = batches is not None and batches >= 0 and self._per_batch > 0
+        self._max_counts = self.inner_count + self._per_batch * (batches or 0) if known else None
+
+    def end_batch(self, batches: int | None) -> None:
+        """Say that the losses of a batch are counted, and how many batches are still to come, if it is known."""
+        self._per_batch = self.inner_count - self._before_batch
+        self.expect_batches(batches)
+
+    def begin_loss(self) -> None:
+        """Make the gradients those of the group under way, or none where the next loss begins one."""
+        if self._held is not None:
+            self._put_back()
+        elif not self._losses and any(param.grad is not None for param in self._params()):
+            self.zero_grad()
 
     def update_params(self, loss: Tensor) -> None:
         """Backward, and where a group of losses is complete: step, then forget the gradients.
+
+        Where that fails or is interrupted, the next loss begins a group: what the gradients are is not known.
 
         Raises:
             OptionError: loss is not a tensor of one element that requires grad, or the optimizer needs a closure.
         """
         if self._needs_closure or not isinstance(loss, Tensor):
             raise self._refusal(loss)
-        direct = self._is_direct and self.accumulative_counts == 1
+        if self.begins_groups:
+            self.begin_loss()
+        direct = self._is_direct and self.accumulative_counts == 1 and not self._losses
         try:
             if direct:
                 torch.autograd.backward(loss)
                 self.inner_count += 1
             else:
                 self.backward(self.scale_loss(loss))
-        except RuntimeError:
-            if loss.requires_grad and loss.numel() == 1:
-                raise
-            raise self._refusal(loss) from None
-        if direct or self.should_update():
-            self.step()
-            self.zero_grad()
+            if direct or self.should_update():
+                self.step()
+                self.zero_grad()
+            elif self.holds_gradients:
+                self.hold()
+        except BaseException as error:
+            if isinstance(error, RuntimeError) and not (loss.requires_grad and loss.numel() == 1):
+                raise self._refusal(loss) from None
+            self._abandon_group(error)
+            raise
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss divided by the size of the group it belongs to; the very same tensor where that is 1."""
@@ -152,14 +203,42 @@ class OptimWrapper:
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of an already scaled loss and count it; kwargs are those of ``torch.autograd.backward``."""
+        if self._held is not None:
+            self._put_back()
+        losses, size = self._losses if self._is_open() else 0, self._group_size()
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         torch.autograd.backward(loss, **kwargs)
         self.inner_count += 1
+        self._losses, self._size = losses + 1, size
 
     def should_update(self) -> bool:
         """Whether the losses counted so far complete a group."""
-        return self.inner_count % self.accumulative_counts == 0 or self.inner_count == self._max_counts
+        return not self._is_open()
+
+    def end_group(self) -> bool:
+        """Step with the mean of the losses there are where a group has fewer than it was to have; whether it did.
+
+        For the end of the data: nothing else says that the last group is complete where the number of losses wasn't
+        known, or wasn't as said.
+        """
+        if not self._is_open():
+            return False
+        self.begin_loss()
+        with torch.no_grad():
+            for param in self._params():
+                if param.grad is not None:
+                    param.grad.mul_(self._size / self._losses)
+        self.step()
+        self.zero_grad()
+        return True
+
+    def hold(self) -> None:
+        """Keep the gradients of the group under way, if there is one, out of ``.grad`` until its next loss."""
+        if self._is_open() and self._held is None:
+            self._held = {param: param.grad for param in self._params() if param.grad is not None}
+            for param in self._held:
+                param.grad = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Unscale, ``before_step``, clip, step, ``after_step``; the gradients stay.
@@ -173,6 +252,8 @@ class OptimWrapper:
         """
         if closure is not None and self._scaler is not None:
             raise OptionError("step(closure) was called, which dtype='float16' has no loss scaling for.")
+        if self._held is not None:
+            self._put_back()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
         if self.before_step is not None:
@@ -187,17 +268,19 @@ class OptimWrapper:
             else:
                 self._scaler.step(self.optimizer)
                 self._scaler.update(self._fixed_scale)
+        self._losses = 0
         if self.after_step is not None:
             self.after_step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients; by default their memory is given back.
+        """Forget the gradients, and with them the group under way; by default their memory is given back.
 
         An optimizer's own ``zero_grad`` is called. Torch's mostly makes a label for a profiler, which costs a small
         model a tenth of its iteration, so where none of Python's profilers of torch runs, what else it does is done
         here; an ``ExecutionTraceObserver`` alone doesn't see the label.
         """
         optimizer = self.optimizer
+        self._losses, self._held = 0, None
         if (
             not (set_to_none and _is_torchs)
             or type(optimizer).zero_grad is not _zero_grad
@@ -228,35 +311,51 @@ class OptimWrapper:
         return {"momentum": [_momentum(group) for group in self.param_groups]}
 
     def state_dict(self) -> dict[str, Any]:
-        """``optimizer``, ``inner_count`` and, with float16, ``scaler``; tensors are the live ones, not copies.
+        """``optimizer``, ``inner_count``, ``scaler`` with float16, and ``group`` where losses are accumulated.
 
-        Gradients that an incomplete group has accumulated are not part of it: who saves in the middle of a group has
-        to save ``.grad`` of each parameter as well. With float16 the scale is read from the device.
+        ``group`` has the gradients of the group under way as far as the wrapper holds them: who saves amid a group and
+        doesn't set ``holds_gradients`` has to save ``.grad`` of each parameter as well. Tensors are the live ones, not
+        copies. With float16 the scale is read from the device.
         """
         state = {"optimizer": self.optimizer.state_dict(), "inner_count": self.inner_count}
-        return state if self._scaler is None else {**state, "scaler": self._scaler.state_dict()}
+        if self._scaler is not None:
+            state["scaler"] = self._scaler.state_dict()
+        if self.accumulative_counts > 1 or self._losses:
+            state["group"] = self._group_state()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` gave.
+        """Take over what ``state_dict`` gave; a group that is under way keeps the size that it was begun with.
 
         Raises:
             ResumeError: the state has other parts or other parameter groups than this wrapper; nothing was loaded.
         """
         self.check_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.inner_count = state_dict["inner_count"]
+        self.inner_count = self._before_batch = state_dict["inner_count"]
         if self._scaler is not None:
             self._scaler.load_state_dict(state_dict["scaler"])
+        self._load_group(state_dict.get("group", _NO_GROUP))
 
     def check_state_dict(self, state_dict: Mapping[str, Any], name: str = "OptimWrapper") -> None:
         """Raise ResumeError, which begins with name, if ``load_state_dict`` couldn't load the state."""
         parts = ("optimizer", "inner_count") if self._scaler is None else ("optimizer", "inner_count", "scaler")
-        if set(parts) != set(state_dict):
-            raise ResumeError(f"{name} has the state {listed(parts)}, the saved one is {listed(map(str, state_dict))}.")
+        saved_parts = [str(part) for part in state_dict if part != "group"]
+        if set(parts) != set(saved_parts):
+            raise ResumeError(f"{name} has the state {listed(parts)}, the saved one is {listed(saved_parts)}.")
         mine = [len(group["params"]) for group in self.param_groups]
         saved = [len(group["params"]) for group in state_dict["optimizer"]["param_groups"]]
         if mine != saved:
             raise ResumeError(f"{name} has parameter groups of {mine} parameters, the saved one of {saved}.")
+
+    def changed_count(self, state_dict: Mapping[str, Any]) -> str | None:
+        """How ``accumulative_counts`` differs from that of a state that ``state_dict`` gave; None where it doesn't."""
+        group = state_dict.get("group", _NO_GROUP)
+        was, losses, size = group["accumulative_counts"], group["losses"], group["size"]
+        if was == self.accumulative_counts:
+            return None
+        rest = f"; the group under way, of {losses} so far, is still one of {size}" if losses else ""
+        return f"accumulative_counts is {self.accumulative_counts} losses per step, and was {was}{rest}."
 
     def _refusal(self, loss: Any) -> OptionError:
         if self._needs_closure:
@@ -269,11 +368,51 @@ class OptimWrapper:
             "'loss' is a tensor of one element that requires grad."
         )
 
+    def _params(self) -> Iterator[Tensor]:
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
+
+    def _is_open(self) -> bool:
+        """Whether a group is under way that further losses belong to."""
+        return 0 < self._losses < self._size
+
     def _group_size(self) -> int:
-        if self._max_counts is None or self.inner_count >= self._max_counts:
+        return self._size if self._is_open() else self._planned_size(self.inner_count)
+
+    def _planned_size(self, start: int) -> int:
+        if self._max_counts is None or start >= self._max_counts:
             return self.accumulative_counts
-        group_start = self.inner_count - self.inner_count % self.accumulative_counts
-        return min(self.accumulative_counts, self._max_counts - group_start)
+        return min(self.accumulative_counts, self._max_counts - start)
+
+    def _put_back(self) -> None:
+        held, self._held = self._held or {}, None
+        for param in self._params():
+            param.grad = held.get(param)
+
+    def _abandon_group(self, error: BaseException) -> None:
+        """Leave the gradients to whoever looks for what went wrong, but no longer as those of a group."""
+        if self._is_open():
+            error.add_note(f"the group of accumulation under way is dropped, with {self._losses} losses so far")
+        self._losses, self._held = 0, None
+        if self._scaler is not None:  # it may have unscaled gradients for a step that never came
+            state, self._scaler = self._scaler.state_dict(), torch.amp.GradScaler("cpu")
+            self._scaler.load_state_dict(state)
+
+    def _group_state(self) -> dict[str, Any]:
+        indices = {param: index for index, param in enumerate(self._params())}
+        return {
+            "accumulative_counts": self.accumulative_counts,
+            "losses": self._losses,
+            "size": self._size,
+            "per_batch": self._per_batch,
+            "gradients": {indices[param]: gradient for param, gradient in (self._held or {}).items()},
+        }
+
+    def _load_group(self, group: Mapping[str, Any]) -> None:
+        params, gradients = list(self._params()), group["gradients"]
+        self._losses, self._size, self._per_batch = group["losses"], group["size"], group["per_batch"]
+        held = {params[index]: gradient.to(params[index].device) for index, gradient in gradients.items()}
+        self._held = held or None
 
     def _clip_gradients(self, clip: Callable[[list[Tensor]], Tensor | None]) -> None:
         self.grad_norm = clip([p for group in self.param_groups for p in group["params"]])
@@ -304,6 +443,8 @@ class OptimWrapperDict:
         if len(set(dtypes.values())) > 1:
             raise OptionError(f"the wrappers of an OptimWrapperDict must have one dtype, not {dtypes}.")
         self._wrappers = dict(wrappers)
+        for wrapper in self.values():
+            wrapper.holds_gradients = True
         self.amp_dtype = next(iter(dtypes.values()))
 
     def __getitem__(self, name: str) -> OptimWrapper:
@@ -361,7 +502,10 @@ class OptimWrapperDict:
         )
 
     def initialize_count_status(self, init_counts: int, max_counts: int | None) -> None:
-        """Nothing, as in MMEngine: how often train_step updates each wrapper is not known; tell each its own."""
+        """Nothing, as in MMEngine: how often train_step updates each wrapper is not known; tell each its own.
+
+        A run tells each how many batches are to come.
+        """
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all."""

@@ -23,7 +23,7 @@ from eventrunner.version import __version__
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
 
-__all__ = ["gather", "load_model", "restore", "same_names", "stateful_hooks", "stepped"]
+__all__ = ["changed_counts", "gather", "load_model", "restore", "same_names", "stateful_hooks", "stepped"]
 
 
 def gather(runner: Runner, save_optimizer: bool = True, save_param_scheduler: bool = True) -> dict[str, Any]:
@@ -89,6 +89,16 @@ def restore(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     assert runner.train_loop is not None  # _compare
     runner.train_loop.load_state_dict(checkpoint["loop"])
     runner.pending_rng = checkpoint["rng"]
+
+
+def changed_counts(runner: Runner, checkpoint: Mapping[str, Any]) -> Iterator[str]:
+    """Where losses are accumulated otherwise than in the run that was saved, a sentence for each optimizer."""
+    saved = checkpoint["optimizer"]
+    for prefix, wrapper in runner.optim_wrappers:
+        name = prefix.removesuffix(".")
+        change = wrapper.changed_count(saved[name] if name else saved)
+        if change is not None:
+            yield f"{prefix}{change}"
 
 
 def load_model(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:

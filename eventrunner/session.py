@@ -15,7 +15,7 @@ from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempt
 from eventrunner.lanes import Lanes
 from eventrunner.log import shown_path
 from eventrunner.preempt import Asked, preemptible
-from eventrunner.resume import load_model, restore
+from eventrunner.resume import changed_counts, load_model, restore
 from eventrunner.rundir import check_free, environment, read_run, write_run
 from eventrunner.state import set_rng_state
 from eventrunner.workers import shielded_workers
@@ -309,6 +309,8 @@ def _load(runner: Runner) -> None:
             load_model(runner.model, checkpoint["state_dict"])
         else:
             restore(runner, checkpoint)
+            for change in changed_counts(runner, checkpoint):
+                runner.logger.warning("resume", reason=change)
         runner.seed = checkpoint.get("meta", {}).get("seed", runner.seed)
         _report_resume(runner, path)
     elif runner.load_from is not None:

@@ -133,6 +133,7 @@ class CheckpointHook(Hook):
         self._kept: list[str] = []
         self._retired: list[list[str]] = []  # what the last saves have made superfluous, the newest last
         self._last: tuple[int, str] | None = None  # step and name of the newest regular save
+        self._has_late_step = False  # whether that one has a step that came after the last iteration
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._account: dict[str, float] = {}
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
@@ -233,7 +234,7 @@ class CheckpointHook(Hook):
         if runner.torn:
             return
         step, asked = runner.progress.step, runner.stop_reason in ("preempted", "interrupted")
-        if (self.save_last or asked) and step and (self._last is None or self._last[0] != step):
+        if (self.save_last or asked) and step and not self._is_saved(runner):
             self._save(runner, self._boundary_name(runner))
         if self.published_keys and runner.is_main and not asked:
             runner.flush(WRITE_LANE)
@@ -278,6 +279,7 @@ class CheckpointHook(Hook):
         keep = len(kept) if self.max_keep_ckpts < 0 else self.max_keep_ckpts
         retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]
         self._last = (runner.progress.step, name)  # all of it before the snapshot, which has it
+        self._has_late_step = _stepped_late(runner)
 
         def done(save: Save) -> None:
             if save.path is not None:
@@ -293,12 +295,17 @@ class CheckpointHook(Hook):
             self._kept, self._last, self._retired = before
             raise
 
+    def _is_saved(self, runner: Runner) -> bool:
+        """Whether the newest regular save is of the present state."""
+        at = self._last[0] if self._last is not None else None
+        return at == runner.progress.step and self._has_late_step == _stepped_late(runner)
+
     def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
         before, retired = self.best.best, self._retired
         where = self._boundary_name(runner)
         new = {metric: (score, best_name(metric, where)) for metric, score in improved.items()}
         self.best.best = {**before, **new}
-        source = self._last[1] if self._last is not None and self._last[0] == runner.progress.step else None
+        source = self._last[1] if self._last is not None and self._is_saved(runner) else None
         try:
             for metric, (score, name) in new.items():
                 done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
@@ -406,6 +413,10 @@ class CheckpointHook(Hook):
         if self.by_epoch and loop is not None and loop.by_epoch and not loop.position.consumed:
             return self._name("epoch_{}", runner.progress.epochs_completed)
         return self._name("iter_{}", runner.progress.step) if not self.by_epoch else f"iter_{runner.progress.step}"
+
+
+def _stepped_late(runner: Runner) -> bool:
+    return runner.train_loop is not None and runner.train_loop.stepped_late
 
 
 def _prepare(runner: Runner) -> None:
