@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 
 from eventrunner.atomic import replace_text
-from eventrunner.checkpoint.manifest import MANIFEST_NAME
+from eventrunner.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eventrunner.checkpoint.verify import is_checkpoint, missing_checkpoint
 from eventrunner.errors import OptionError, RunExistsError
 from eventrunner.version import __version__
 
 __all__ = [
     "RUN_FILE",
+    "abandoned_in",
     "absolute",
     "check_free",
     "check_sources",
@@ -32,6 +33,7 @@ __all__ = [
     "git_revision",
     "known_seed",
     "read_run",
+    "resumes_in",
     "script_name",
     "write_run",
 ]
@@ -207,3 +209,17 @@ def _link_latest(home: Path, target: str) -> None:
     with contextlib.suppress(OSError):  # a file system without links still has the numbers
         temporary.symlink_to(target, target_is_directory=True)
         os.replace(temporary, home / "latest")
+
+
+def resumes_in(work_dir: Path) -> list[dict[str, Any]]:
+    """What run.json, which anybody may have edited, says of earlier resumes, as far as it can be understood."""
+    said = (read_run(work_dir) or {}).get("resumes")
+    entries = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+    kinds = {"step": int, "newest": str}
+    return [each for each in entries if all(isinstance(each.get(key), kind) for key, kind in kinds.items())]
+
+
+def abandoned_in(work_dir: Path) -> Callable[[Manifest], bool]:
+    """Tells whether the run has since gone on from before a checkpoint: it is of a history that was cut off."""
+    resumes = resumes_in(work_dir)
+    return lambda saved: any(saved.step > entry["step"] and saved.created <= entry["newest"] for entry in resumes)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.account import write_trace
-from eventrunner.checkpoint import Manifest, find_newest, listing, load_checkpoint, load_weights
+from eventrunner.checkpoint import find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempted
 from eventrunner.lanes import Lanes
 from eventrunner.log import shown_path
 from eventrunner.preempt import Asked, preemptible
 from eventrunner.resume import changed_counts, load_model, restore
-from eventrunner.rundir import check_free, environment, read_run, write_run
+from eventrunner.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
 from eventrunner.state import set_rng_state
 from eventrunner.workers import shielded_workers
 
@@ -325,13 +325,7 @@ def _resume_path(runner: Runner) -> Path | None:
         return None
     if runner.resume is not True:
         return Path(runner.resume)
-    resumes = _resumes(runner)
-
-    def abandoned(manifest: Manifest) -> bool:
-        """Whether the run has since gone on from before this checkpoint: it is of a history that was cut off."""
-        return any(manifest.step > entry["step"] and manifest.created <= entry["newest"] for entry in resumes)
-
-    found = find_newest(runner.checkpoint_dir, abandoned)
+    found = find_newest(runner.checkpoint_dir, abandoned_in(runner.work_dir))
     for path, reason in found.rejected:
         runner.logger.warning("checkpoint not used", path=path, reason=str(reason))
     if found.path is None:
@@ -347,12 +341,4 @@ def _report_resume(runner: Runner, path: Path) -> None:
         # By the times of checkpoints alone, which only ever go forward: the clock may be put back.
         newest = max((manifest.created for _, manifest in listing(runner.checkpoint_dir).complete), default="")
         entry = {"checkpoint": str(path), "step": progress.iter, "newest": newest, "at": facts.pop("started"), **facts}
-        write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*_resumes(runner), entry]})
-
-
-def _resumes(runner: Runner) -> list[dict[str, Any]]:
-    """What run.json, which anybody may have edited, says of earlier resumes, as far as it can be understood."""
-    said = (read_run(runner.work_dir) or {}).get("resumes")
-    entries = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
-    kinds = {"step": int, "newest": str}
-    return [each for each in entries if all(isinstance(each.get(key), kind) for key, kind in kinds.items())]
+        write_run(runner.work_dir, {"seed": runner.seed, "resumes": [*resumes_in(runner.work_dir), entry]})

@@ -23,7 +23,9 @@ from rich.table import Table
 from rich.text import Text
 from torch.nn.parameter import is_lazy
 
+from eventrunner.checkpoint.verify import PUBLISHED, listing
 from eventrunner.log import headed, shown, shown_path
+from eventrunner.rundir import abandoned_in
 from eventrunner.units import clock, duration, pace, size
 
 if TYPE_CHECKING:
@@ -200,6 +202,7 @@ def conclude(runner: Runner, took: float, failure: BaseException | None, account
     steps = _next_steps(runner, [best["path"] for best in bests.values()])
     if steps:
         runner.logger.info("next", what=" · ".join(steps), line=headed("next", " · ".join(steps)))
+    _say_resume(runner)
 
 
 def _say_ending(runner: Runner, took: float, failure: BaseException | None) -> None:
@@ -267,6 +270,16 @@ def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
     if reason == "completed":
         return steps + [f"Runner(..., load_from={shown_path(path)!r})" for path in (bests or [last])[:1] if path]
     return steps + (["Runner(..., resume=True)"] if last or bests else [])
+
+
+def _say_resume(runner: Runner) -> None:
+    """The last line, whatever the ending: where the run would go on if it were resumed, and what that loses."""
+    abandoned = abandoned_in(runner.work_dir)
+    saved = [each for _, each in listing(runner.checkpoint_dir).complete if not each.meta.get(PUBLISHED)]
+    step = next((each.step for each in reversed(saved) if not abandoned(each)), 0)
+    lost = max(runner.progress.step - step, 0)
+    line = headed("resumes", f"at step {step}, {_counted(lost, 'step') if lost else 'none'} lost")
+    runner.logger.info("resumes", step=step, lost=lost, line=line)
 
 
 def _counted(number: int, noun: str) -> str:

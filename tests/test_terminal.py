@@ -100,6 +100,7 @@ stopped     good enough   (good_enough, fit.py:49)   epoch 3, step 60   TIME
 best        val/error N   runs/fit/001/best_error_epoch_3
 saves       3 of 3 committed, SIZE in TIME, training held up TIME   runs/fit/001/epoch_3
 next        runner.test() · Runner(..., resume=True)
+resumes     at step 60, none lost
 test        test/error N   TIME
 """
 
@@ -116,6 +117,7 @@ level=info event=stopped reason="good enough" where="good_enough, fit.py:49" epo
 level=info event=best val/error=N path=runs/fit/001/best_error_epoch_3
 level=info event=saves requested=3 committed=3 failed=0 bytes=N took=N stall=N path=runs/fit/001/epoch_3
 level=info event=next what="runner.test() · Runner(..., resume=True)"
+level=info event=resumes step=60 lost=0
 level=info event=test step=60 test/error=N took=N
 """
 
@@ -289,7 +291,9 @@ def test_a_script_on_a_terminal_reads_like_this(tmp_path: Path) -> None:
     assert all((tmp_path / path).exists() for path in paths_in(seen.out))
     assert len(paths_in(seen.out)) == 4
     kept = (tmp_path / "runs/fit/001/log.txt").read_text()
-    lines = [line for line in kept.splitlines() if re.match(r"epoch|stopped|best|saves|time| {12}|next|test", line)]
+    lines = [
+        line for line in kept.splitlines() if re.match(r"epoch|stopped|best|saves|time| {12}|next|resumes|test", line)
+    ]
     assert lines == [line for line in seen.out.splitlines()[2:] if not line.startswith("a line")]
 
 
@@ -334,6 +338,7 @@ def test_an_interrupted_script_says_so_and_dies_of_it(tmp_path: Path) -> None:
     assert saves is not None
     assert saves[1] == saves[2]
     assert ending[3] == "next Runner(..., resume=True)"
+    assert re.fullmatch(r"resumes at step \d+, none lost", ending[4])
     bar, traceback = seen.err[: seen.err.index("Traceback")], seen.err[seen.err.index("Traceback") :]
     assert without_bar(bar)
     assert "\nKeyboardInterrupt\n" in traceback
@@ -392,7 +397,7 @@ def test_one_terminal_shows_lines_and_no_trace_of_the_bar(
         runner.train()
     shown = screen(seen.out)
     assert [line.split()[0] for line in shown if line and not line.startswith("            ")] == [
-        *("runs/a", "6", "epoch", "epoch", "completed", "best", "saves", "time", "next")
+        *("runs/a", "6", "epoch", "epoch", "completed", "best", "saves", "time", "next", "resumes")
     ]
     assert "\x1b[2K" in seen.out
 
@@ -422,6 +427,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             best        val/mse N   runs/a/best_mse_epoch_2
             saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/epoch_2
             next        Runner(..., load_from='runs/a/best_mse_epoch_2')
+            resumes     at step 8, none lost
             """,
         ),
         (
@@ -432,6 +438,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             completed   1 epoch, 4 steps   TIME
             saves       1 of 1 committed, SIZE in TIME, training held up TIME   runs/a/epoch_1
             next        Runner(..., load_from='runs/a/epoch_1')
+            resumes     at step 4, none lost
             """,
         ),
         (
@@ -440,6 +447,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             epoch 1/2   train/loss N   lr N   TIME
             epoch 2/2   train/loss N   val/mse N   lr N   TIME
             completed   2 epochs, 8 steps   TIME
+            resumes     at step 0, 8 steps lost
             """,
         ),
         (
@@ -454,6 +462,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             best        val/mse N   runs/a/best_mse_iter_7
             saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/iter_7
             next        Runner(..., load_from='runs/a/best_mse_iter_7')
+            resumes     at step 7, none lost
             """,
         ),
         (
@@ -470,6 +479,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             best        val/mse N   runs/a/best_mse_iter_8
             saves       4 of 4 committed, SIZE in TIME, training held up TIME   runs/a/iter_8
             next        Runner(..., load_from='runs/a/best_mse_iter_8')
+            resumes     at step 8, none lost
             """,
         ),
         (
@@ -486,6 +496,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             best        val/mse N   runs/a/best_mse_epoch_2
             saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/epoch_2
             next        runner.test() · Runner(..., resume=True)
+            resumes     at step 8, none lost
             """,
         ),
     ],
@@ -535,6 +546,7 @@ epoch 1/2   train/loss N   val/mse N ★   lr N   TIME   ● epoch_1
 best        val/mse N   runs/a/best_mse_epoch_1
 saves       1 of 1 committed, SIZE in TIME, training held up TIME   runs/a/epoch_1
 next        Runner(..., resume=True)
+resumes     at step 4, 2 steps lost
 """
     assert normal(seen.out).splitlines()[2:] == normal(expected).splitlines()
     assert without_bar(seen.err)
@@ -552,7 +564,61 @@ def test_a_run_that_fails_before_it_begins_has_an_ending_too(
     runner.on("before_run", priority="HIGHEST")(refuse)
     with watched() as seen, pytest.raises(LookupError):
         runner.train()
-    assert normal(seen.out) == "failed LookupError: no data epoch 0, step 0 TIME\n"
+    assert normal(seen.out) == "failed LookupError: no data epoch 0, step 0 TIME\nresumes at step 0, none lost\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "site", "last"),
+    [
+        (SystemExit(3), "before_train_iter", "resumes at step 4, 1 step lost"),
+        (KeyboardInterrupt(), "before_train_iter", "resumes at step 4, 1 step lost"),
+        (signal.SIGTERM, "before_train_iter", "resumes at step 6, none lost"),
+        (signal.SIGINT, "before_train_iter", "resumes at step 6, none lost"),
+        (None, "before_train_iter", "resumes at step 8, none lost"),
+    ],
+    ids=["failed", "interrupted amid", "preempted", "Ctrl-C", "completed"],
+)
+def test_the_last_line_says_where_a_resume_begins_and_what_it_loses(
+    watched: Callable[..., Any],
+    run: Callable[..., Runner],
+    ending: BaseException | signal.Signals | None,
+    site: str,
+    last: str,
+) -> None:
+    """And that is where it begins."""
+    runner = run()
+
+    def end() -> None:
+        if isinstance(ending, BaseException):
+            raise ending
+        if ending is not None:
+            signal.raise_signal(ending)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    runner.on(site, start=6, once=True)(end)
+    try:
+        with watched() as seen, pytest.raises((SystemExit, KeyboardInterrupt)) if ending else contextlib.nullcontext():
+            runner.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert normal(seen.out).splitlines()[-1] == last
+    begun: list[int] = []
+    resumed = run(resume=True)
+    resumed.on("before_train")(lambda runner: begun.append(runner.iter))
+    resumed.train()
+    assert f"resumes at step {begun[0]}, " in last
+
+
+def test_the_last_line_doesnt_count_what_a_resume_has_cut_off(
+    watched: Callable[..., Any], run: Callable[..., Runner]
+) -> None:
+    """A run that was taken back to its first epoch, and fails before it saves, would go on there."""
+    run().train()
+    runner = run(resume=Path("runs/a/epoch_1").absolute())
+    runner.on("before_train_iter", start=1)(lambda: 1 / 0)
+    with watched() as seen, pytest.raises(ZeroDivisionError):
+        runner.train()
+    assert normal(seen.out).splitlines()[-1] == "resumes at step 4, none lost"
 
 
 def test_a_stop_midway_says_who_and_where(watched: Callable[..., Any], run: Callable[..., Runner]) -> None:
@@ -567,7 +633,7 @@ def test_a_stop_midway_says_who_and_where(watched: Callable[..., Any], run: Call
     line = tired.__code__.co_firstlineno + 2
     with watched() as seen:
         runner.train()
-    stopped, _, saves, _ = normal(seen.out).splitlines()[-4:]
+    stopped, _, saves, _, _ = normal(seen.out).splitlines()[-5:]
     assert stopped.startswith("stopped seen enough (tired, ")
     assert stopped.endswith(f"test_terminal.py:{line}) in epoch 2, step 6 TIME")
     assert saves == "saves 2 of 2 committed, SIZE in TIME, training held up TIME runs/a/iter_6"

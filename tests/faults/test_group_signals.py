@@ -183,12 +183,12 @@ def members(group: int) -> list[str]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            command = stat.with_name("cmdline").read_text().replace("\0", " ")
+            state, _, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            command = stat.with_name("cmdline").read_bytes()
         except OSError:  # gone meanwhile
             continue
         if int(its_group) == group and state != "Z":
-            found.append(command)
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
 
 
