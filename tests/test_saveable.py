@@ -317,6 +317,41 @@ def test_a_receiver_that_may_mend_the_state_makes_it_a_warning(
     assert capsys.readouterr().out.count(warning) == 1
 
 
+def test_a_receiver_that_is_offloaded_mends_nothing(make_runner: MakeRunner) -> None:
+    """It has a copy of what is saved."""
+    runner = make_runner(model=Holding(extra=object()))
+    runner.on("before_save_checkpoint", offload=True)(lambda runner: None)
+    with pytest.raises(CheckpointError, match=r"^checkpoint\['state_dict'\]\['_extra_state'\] is an object"):
+        runner.train()
+
+
+class Graph(nn.Module):
+    """A model one of whose parameters is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.linear = nn.Parameter(torch.eye(2).to_sparse()), nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        """Go by the graph."""
+        return self.linear(torch.sparse.mm(self.graph, x.t()).t())
+
+
+@pytest.mark.parametrize("mode", ["lazy", "eager"])
+def test_a_sparse_parameter_is_saved_and_resumed(make_runner: MakeRunner, tmp_path: Path, mode: str) -> None:
+    """It is copied at once, as there is no one memory that a step changes."""
+
+    def run(folder: str, **options: Any) -> Any:
+        torch.manual_seed(0)
+        checkpoint = {"logger": None, "checkpoint": {"mode": mode, "verify": True}}
+        options = {"model": Graph(), "default_hooks": checkpoint, "bus": Bus(), **options}
+        return dense(make_runner(work_dir=tmp_path / folder, **options).train().state_dict())
+
+    whole = run("whole", epochs=3)
+    run("parts", epochs=1)
+    assert same(run("parts", epochs=3, resume=True), whole)
+
+
 def lazy() -> nn.Module:
     """A model whose first batch gives it its shapes."""
     return nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.Linear(3, 1))

@@ -212,7 +212,7 @@ class Saver:
         save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
-        lazy = frozenset(map(Tensor.data_ptr, filter(_is_dense, stepped))) if beside is not None else ()
+        lazy = _addresses(list(stepped)) if beside is not None else ()
         facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": dict(meta or {}), "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
@@ -421,8 +421,11 @@ def _committed(snapshot: Snapshot, commit: Callable[..., Path], tree: object) ->
         snapshot.release()
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided
+def _addresses(tensors: list[Tensor]) -> frozenset[int]:
+    try:
+        return frozenset(map(Tensor.data_ptr, tensors))
+    except RuntimeError:  # a sparse one has no memory of its own, and is copied at once
+        return frozenset(each.data_ptr() for each in tensors if each.layout is torch.strided)
 
 
 def _call(action: Callable[[], None]) -> None:
