@@ -356,6 +356,15 @@ def test_a_save_that_cant_be_taken_leaves_what_is_kept(tmp_path: Path) -> None:
     assert Store(tmp_path / "run").names() == ["step_6", "step_8"]
 
 
+def test_a_note_that_no_manifest_holds_is_refused_by_the_save_it_is_given_to(tmp_path: Path) -> None:
+    """And not by a later one, when it is to be written."""
+    with Loop().checkpointer(tmp_path / "run", keep=1) as ckpt:
+        ckpt.save(1, score=0.5)
+        with pytest.raises(OptionError, match=r"^meta=.* can't be put in a manifest, which is JSON"):
+            ckpt.save(2, score=torch.tensor(0.5))
+    assert Store(tmp_path / "run").names() == ["step_1"]
+
+
 def hold(folder: Path, begun: Any, end: Any) -> None:
     """Hold the folder until told to let go."""
     with Loop().checkpointer(folder):

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eventrunner.checkpoint.contents import FORMATS
+from eventrunner.checkpoint.manifest import plain_json
 from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
 from eventrunner.checkpoint.store import Store
 from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
@@ -206,14 +207,16 @@ class Saver:
 
         Raises:
             CheckpointError: there is something in *tree* that a checkpoint can't hold.
+            OptionError: there is something in *meta* that JSON can't.
             OSError: the disk refused, in mode ``sync``; else that is raised by the lanes.
         """
+        noted = plain_json(meta or {})
+        facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": noted, "tree_format": self.format}
         save = Save(name, step, self._chosen(), on_done=on_done)
         save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
         lazy = _addresses(list(stepped)) if beside is not None else ()
-        facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": dict(meta or {}), "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
         try:
