@@ -354,8 +354,8 @@ class OptimWrapper:
         was, losses, size = group["accumulative_counts"], group["losses"], group["size"]
         if was == self.accumulative_counts:
             return None
-        rest = f"; the group under way, of {losses} so far, is still one of {size}" if losses else ""
-        return f"accumulative_counts is {self.accumulative_counts} losses per step, and was {was}{rest}."
+        rest = f"; the group under way, of {losses} losses so far, is still one of {size}" if losses else ""
+        return f"accumulative_counts is {self.accumulative_counts} and was {was}{rest}."
 
     def _refusal(self, loss: Any) -> OptionError:
         if self._needs_closure:

@@ -567,7 +567,10 @@ def test_a_resume_says_that_the_count_changed(
     first = make_runner(work_dir=tmp_path / "run", **accumulating(4, slope, epochs=1))
     first.on("after_train_iter", start=3, once=True)(lambda runner: runner.stop("half"))
     first.train()
-    for size, said in ((4, ""), (2, "accumulative_counts is 2 losses per step, and was 4; the group under way, of 3")):
+    for size, said in (
+        (4, ""),
+        (2, "accumulative_counts is 2 and was 4; the group under way, of 3 losses so far, is still"),
+    ):
         resumed = make_runner(work_dir=tmp_path / "run", resume=True, log_level="INFO", **accumulating(size, slope, 1))
         resumed.on("before_train")(lambda runner: runner.stop("enough"))
         resumed.train()
@@ -586,6 +589,68 @@ def test_a_run_that_is_extended_begins_a_group_after_its_last_step(make_runner: 
     extended.train()
 
     assert steps == [(4, 1.0), (7, 1.0), (11, 1.0), (14, 1.0)]
+
+
+def test_a_run_stopped_at_its_last_batch_ends_the_group_when_resumed(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """Where nobody knew that it was the last: no batch is left, but the group's step."""
+
+    def make(resume: bool) -> Runner:
+        options = {**accumulating(4, slope, epochs=1), "train_dataloader": Unsized(7)}
+        return resumable(make_runner, tmp_path / "run", resume=resume, **options)
+
+    first = make(resume=False)
+    steps = note_steps(first)
+    first.on("after_train_iter", start=7)(lambda runner: runner.stop("half"))
+    first.train()
+    assert steps == [(4, 1.0)]
+    resumed = make(resume=True)
+    note_steps(resumed, steps)
+    resumed.train()
+
+    assert steps == [(4, 1.0), (7, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_last_group_steps_in_mixed_precision(dtype: str, make_runner: MakeRunner) -> None:
+    """Losses that are scaled against underflow are so by their step's own scale."""
+    model = linear()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), 4, dtype=dtype)
+    runner = run(make_runner, 4, model=model, optim_wrapper=wrapper, train_step=slope, train_dataloader=Unsized(7))
+    steps = note_steps(runner)
+    runner.train()
+
+    assert steps == [(4, 1.0), (7, 1.0)]
+
+
+def test_a_group_of_sparse_gradients_is_resumed_exactly(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """They are held, saved and scaled as others are."""
+
+    def make(work: str, **options: Any) -> Runner:
+        torch.manual_seed(0)
+        model = nn.Embedding(5, 2, sparse=True)
+        wrapper = OptimWrapper(torch.optim.SparseAdam(model.parameters(), lr=0.1), 3)
+        tokens = [torch.tensor([index % 5, 2]) for index in range(8)]
+        return resumable(
+            make_runner,
+            tmp_path / work,
+            model=model,
+            optim_wrapper=wrapper,
+            train_dataloader=tokens,
+            train_step=lambda model, batch: {"loss": (model(batch) - batch.unsqueeze(1)).square().mean()},
+            epochs=2,
+            **options,
+        )
+
+    whole = make("whole")
+    whole.train()
+    first = make("parts")
+    first.on("after_train_iter", start=5, once=True)(lambda runner: runner.stop("half"))
+    first.train()
+    resumed = make("parts", resume=True)
+    resumed.train()
+
+    assert resumed.iter == 16
+    assert same(weights(resumed.model), weights(whole.model))
 
 
 @pytest.mark.parametrize("interval", [1, 7, 100])

@@ -266,6 +266,49 @@ class TestAccumulation:
         assert steps == [2, 4]
         assert all(p.grad is not None for p in model.parameters())
 
+    def test_a_loop_that_did_not_know_its_end_ends_the_last_group(self) -> None:
+        """Two groups of two, and the fifth loss by itself: it isn't halved; then there is nothing to end."""
+        ours, theirs = make_model(), make_model()
+        wrapper = OptimWrapper(sgd(ours), accumulative_counts=2)
+        train(wrapper, ours, make_batches(5))
+        ended = wrapper.end_group(), wrapper.end_group()
+        whole = OptimWrapper(sgd(theirs), accumulative_counts=2)
+        whole.initialize_count_status(0, 5)
+        train(whole, theirs, make_batches(5))
+
+        assert ended == (True, False)
+        assert_equal(weights(ours), weights(theirs))
+
+    @pytest.mark.parametrize("counts", [1, 2])
+    def test_a_group_begins_with_no_gradients(self, counts: int) -> None:
+        """Those that are there before its first loss are in no step; those of its own losses stay."""
+        ours, theirs = make_model(), make_model()
+        wrapper = OptimWrapper(sgd(ours), counts)
+        for index, batch in enumerate(make_batches(4)):
+            if index % counts == 0:
+                loss_of(ours, batch.exp()).backward()
+            wrapper.update_params(loss_of(ours, batch))
+        train(OptimWrapper(sgd(theirs), counts), theirs, make_batches(4))
+
+        assert_equal(weights(ours), weights(theirs))
+
+    def test_a_loop_that_begins_groups_itself_may_call_backward(self) -> None:
+        """What it calls after begin_loss counts, as what a train_step calls does in a run."""
+        ours, theirs = make_model(), make_model()
+        wrapper = OptimWrapper(sgd(ours))
+        wrapper.begins_groups = False
+        optimizer = sgd(theirs)
+        for batch in make_batches(3):
+            wrapper.begin_loss()
+            loss_of(ours, batch).backward()
+            wrapper.update_params(loss_of(ours, batch))
+            optimizer.zero_grad()
+            loss_of(theirs, batch).backward()
+            loss_of(theirs, batch).backward()
+            optimizer.step()
+
+        assert_equal(weights(ours), weights(theirs))
+
     def test_losses_past_the_stated_end_form_whole_groups_again(self) -> None:
         """Who updates more often than was said gets the ordinary factor, not a division by nothing."""
         wrapper = OptimWrapper(sgd(make_model()), accumulative_counts=4)
@@ -466,6 +509,14 @@ class TestMixedPrecision:
 
         assert_equal(weights(model), weights(make_model()))
         assert wrapper.state_dict()["scaler"]["scale"] == 4.0
+
+    def test_the_scaler_can_be_reached(self) -> None:
+        """As MMEngine's loss_scaler; there is none but for float16."""
+        scaler = OptimWrapper(sgd(make_model()), dtype="float16", loss_scale=4.0).loss_scaler
+
+        assert scaler is not None
+        assert scaler.get_scale() == 4.0
+        assert OptimWrapper(sgd(make_model()), dtype="bfloat16").loss_scaler is None
 
     def test_a_number_as_scale_stays(self) -> None:
         """An overflow leaves the step out and the scale as it was."""
@@ -669,6 +720,26 @@ class TestState:
         with pytest.raises(ResumeError, match="has the state optimizer, inner_count, scaler, the saved one is"):
             scaled.load_state_dict(plain.state_dict())
 
+    @pytest.mark.parametrize(
+        ("counts", "losses", "change"),
+        [
+            (1, 0, "accumulative_counts is 1 and was 3."),
+            (
+                4,
+                2,
+                "accumulative_counts is 4 and was 3; the group under way, of 2 losses so far, is still one of 3.",
+            ),
+            (3, 2, None),
+        ],
+    )
+    def test_a_count_that_changed_is_told(self, counts: int, losses: int, change: str | None) -> None:
+        """With what becomes of the group under way."""
+        model = make_model()
+        saved = OptimWrapper(sgd(model), 3)
+        train(saved, model, make_batches(losses))
+
+        assert OptimWrapper(sgd(make_model()), counts).changed_count(saved.state_dict()) == change
+
     def test_a_state_of_other_groups_is_refused(self) -> None:
         """Groups are compared by their numbers of parameters."""
         one = OptimWrapper(sgd(make_model()))
@@ -773,6 +844,29 @@ class TestSeveral:
         state["critic"] = state.pop("disc")
         with pytest.raises(ResumeError, match=r"^the optimizers are gen, disc, the saved ones gen, critic\.$"):
             two_wrappers().load_state_dict(state)
+
+    def test_a_state_amid_groups_has_their_gradients(self) -> None:
+        """Of two optimizers of one model, each a group under way, which another pair goes on with."""
+
+        def pair(model: nn.Module) -> OptimWrapperDict:
+            return OptimWrapperDict(a=OptimWrapper(sgd(model), 2), b=OptimWrapper(sgd(model, lr=0.01), 4))
+
+        def go_on(model: nn.Module, wrappers: OptimWrapperDict, batches: list[Tensor]) -> None:
+            for batch in batches:
+                for wrapper in wrappers.values():
+                    wrapper.update_params(loss_of(model, batch))
+
+        whole, ours = make_model(), make_model()
+        go_on(whole, pair(whole), make_batches(8))
+        first = pair(ours)
+        go_on(ours, first, make_batches(8)[:3])
+        assert all(param.grad is None for param in ours.parameters())
+        state = copy.deepcopy(first.state_dict())
+        second = pair(ours)
+        second.load_state_dict(state)
+        go_on(ours, second, make_batches(8)[3:])
+
+        assert_equal(weights(ours), weights(whole))
 
     def test_a_state_that_fits_one_wrapper_only_loads_nothing(self) -> None:
         """All are checked before the first is loaded."""
