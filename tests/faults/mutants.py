@@ -290,17 +290,37 @@ _LOADS = (
     Mutant(
         "a pickle is run",
         "checkpoint/pth.py",
-        "        check_pickle(check_archive(file))\n"
-        "        tree = torch.load(file, map_location=device, weights_only=True)",
-        "        tree = torch.load(file, map_location=device, weights_only=False)",
+        "            tree = _untagged(torch.load(file, map_location=device, weights_only=True), {})",
+        "            tree = _untagged(torch.load(file, map_location=device, weights_only=False), {})",
         _HOSTILE,
     ),
     Mutant(
         "a pickle may make as much as it likes",
         "checkpoint/pth.py",
-        "        check_pickle(check_archive(file))\n        tree",
-        "        tree",
+        "        check_pickle(check_archive(file))\n        with torch.sparse",
+        "        with torch.sparse",
         _HOSTILE,
+    ),
+    Mutant(
+        "the indices of a sparse tensor in a pickle may lead out of it",
+        "checkpoint/pth.py",
+        "check_sparse_tensor_invariants():",
+        "check_sparse_tensor_invariants(False):",
+        _HOSTILE,
+    ),
+    Mutant(
+        "the indices of a sparse tensor may lead out of it",
+        "checkpoint/decoder.py",
+        '"check_invariants": True',
+        '"check_invariants": False',
+        ("tests/test_checkpoint_codec.py",),
+    ),
+    Mutant(
+        "a state is looked at when it is saved",
+        "hooks/checkpoint.py",
+        "            check_tree(gather(runner, self.save_optimizer, self.save_param_scheduler), self.format)",
+        "            gather(runner, self.save_optimizer, self.save_param_scheduler)",
+        ("tests/test_saveable.py",),
     ),
     Mutant(
         "links are followed out of the folder",
