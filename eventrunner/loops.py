@@ -182,7 +182,7 @@ class TrainLoop:
         optim = runner.optim_wrapper
         if not self._updates_itself:
             begins = optim.accumulative_counts > 1
-            for group in () if begins else optim.optimizer.param_groups:  # which is mostly called for nothing
+            for group in optim.optimizer.param_groups:  # mostly nobody left any: a look here spares the call
                 for param in group["params"]:
                     if param.grad is not None:
                         begins = True

@@ -138,12 +138,12 @@ class OptimWrapper:
 
         With ``max_counts`` known, a last group of fewer than ``accumulative_counts`` losses is divided by its own size
         and steps too; else :meth:`end_group` has to be called. Where ``init_counts`` isn't the wrapper's own count, its
-        remainder by ``accumulative_counts`` is taken to be a group whose gradients are there.
+        remainder by ``accumulative_counts`` is taken to be a group whose gradients are in ``.grad``.
         """
         if init_counts < 0 or (max_counts is not None and max_counts < 0):
             raise OptionError(f"counts can't be negative, as init_counts={init_counts}, max_counts={max_counts} are.")
         self._max_counts = max_counts
-        if init_counts != self.inner_count:
+        if init_counts != self.inner_count and self._held is None:
             self._losses = 0 if init_counts == max_counts else init_counts % self.accumulative_counts
             self._size = self._planned_size(init_counts - self._losses)
         self.inner_count = init_counts
@@ -427,7 +427,9 @@ class OptimWrapper:
 class OptimWrapperDict:
     """Several optimizers by name, for a ``train_step`` that takes ``optim_wrapper`` and updates each itself.
 
-    Each wrapper counts and accumulates on its own. ``before_step`` and ``after_step``, when set, are set on all.
+    Each wrapper counts and accumulates on its own, also in a parameter of two: what a loss leaves in parameters of the
+    others is in no step that they make by ``update_params``. ``before_step`` and ``after_step``, when set, are set on
+    all.
 
     Raises:
         OptionError: no wrapper, something that isn't an ``OptimWrapper``, or wrappers of unlike ``dtype``.
