@@ -279,6 +279,20 @@ class TestAccumulation:
         assert ended == (True, False)
         assert_equal(weights(ours), weights(theirs))
 
+    def test_a_stated_count_changes_nothing_of_a_group_that_is_held(self) -> None:
+        """Who states the iterations of a run in which each has two losses ends the group of three as it was begun."""
+        ours, theirs = make_model(), make_model()
+        for model in (ours, theirs):
+            wrapper = OptimWrapper(sgd(model), accumulative_counts=3)
+            wrapper.holds_gradients = True
+            train(wrapper, model, make_batches(5)[:2])
+            if model is ours:
+                wrapper.initialize_count_status(1, None)
+            train(wrapper, model, make_batches(5)[2:3])
+
+        assert all(param.grad is None for param in ours.parameters())
+        assert_equal(weights(ours), weights(theirs))
+
     @pytest.mark.parametrize("counts", [1, 2])
     def test_a_group_begins_with_no_gradients(self, counts: int) -> None:
         """Those that are there before its first loss are in no step; those of its own losses stay."""
