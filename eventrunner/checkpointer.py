@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from eventrunner.checkpoint import Store, find_newest, load_checkpoint
+from eventrunner.checkpoint import Found, Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.contents import check_tree
 from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_steps
@@ -314,19 +314,21 @@ class Checkpointer:
     def _kinds(self) -> list[str]:
         return [type(each).__name__ for each in self._optimizers()]
 
-    def _resume_path(self) -> Path | None:
+    def _found(self) -> Found:
+        """The checkpoint to resume from, read."""
         if self.resume is not True:
-            return Path(self.resume) if self.resume else None
-        found = find_newest(self.folder)
+            path = Path(self.resume) if self.resume else None
+            return Found(path, (), None if path is None else load_checkpoint(path))
+        found = find_newest(self.folder, read=load_checkpoint)
         for path, reason in found.rejected:
             warnings.warn(f"checkpoint {path} is not used: {reason}", RuntimeWarning, stacklevel=4)
-        return found.path
+        return found
 
     def _load(self) -> None:
-        path = self._resume_path()
+        found = self._found()
+        path, saved = found.path, found.content
         if path is None:
             return
-        saved = load_checkpoint(path)
         own = self._state()
         ours = {key: None for key in own if key != "gradients"}
         same_names("parts", ours, {key: None for key in saved if key != "gradients"})

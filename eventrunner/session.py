@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.account import write_trace
-from eventrunner.checkpoint import find_newest, listing, load_checkpoint, load_weights
+from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempted
 from eventrunner.lanes import Lanes
 from eventrunner.log import shown_path
@@ -300,9 +300,9 @@ def _ending(runner: Runner, mode: str) -> dict[str, str]:
 
 
 def _load(runner: Runner) -> None:
-    path = _resume_path(runner)
+    found = _found(runner)  # on the CPU: generators and step counts stay there, the rest is copied
+    path, checkpoint = found.path, found.content
     if path is not None:
-        checkpoint = load_checkpoint(path)  # on the CPU: generators and step counts stay there, the rest is copied
         runner.resuming = True
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         if runner.train_loop is None:
@@ -320,17 +320,17 @@ def _load(runner: Runner) -> None:
         runner.logger.info("weights", path=Path(runner.load_from))
 
 
-def _resume_path(runner: Runner) -> Path | None:
-    if not runner.resume:
-        return None
+def _found(runner: Runner) -> Found:
+    """The checkpoint to resume from, read."""
     if runner.resume is not True:
-        return Path(runner.resume)
-    found = find_newest(runner.checkpoint_dir, abandoned_in(runner.work_dir))
+        path = Path(runner.resume) if runner.resume else None
+        return Found(path, (), None if path is None else load_checkpoint(path))
+    found = find_newest(runner.checkpoint_dir, abandoned_in(runner.work_dir), load_checkpoint)
     for path, reason in found.rejected:
         runner.logger.warning("checkpoint not used", path=path, reason=str(reason))
     if found.path is None:
         runner.logger.info("resume", reason=f"nothing to resume in {shown_path(runner.checkpoint_dir)}: a fresh start")
-    return found.path
+    return found
 
 
 def _report_resume(runner: Runner, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eventrunner.checkpoint import files
 from eventrunner.checkpoint.manifest import (
@@ -42,10 +43,11 @@ _LOOKS = 20  # at a folder whose newest is gone each time that it is read
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The newest checkpoint that is sound, or None, and those that were passed over on the way, with reasons."""
+    """The newest checkpoint that is sound, or None, those that were passed over on the way, and what was read of it."""
 
     path: Path | None
     rejected: tuple[tuple[Path, str], ...]
+    content: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +126,28 @@ def _check_size(path: Path, entry: FileEntry) -> None:
 
 
 def find_newest(
-    folder: str | os.PathLike[str], abandoned: Callable[[Manifest], bool] = lambda manifest: False
+    folder: str | os.PathLike[str],
+    abandoned: Callable[[Manifest], bool] = lambda manifest: False,
+    read: Callable[[Path], Any] = verify_checkpoint,
 ) -> Found:
-    """The newest checkpoint in *folder* whose every byte is as committed; damaged ones are passed over, not hidden.
+    """Find the newest checkpoint in *folder* whose every byte is as committed; pass over damaged ones, and name them.
 
-    Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. Costs a
-    read of each checkpoint that is. The file ``last_checkpoint`` is not asked: it is a hint.
+    Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. The file
+    ``last_checkpoint`` is not asked: it is a hint.
+
+    Args:
+        folder: Where the checkpoints are.
+        abandoned: Whether a checkpoint is to be passed over without a word.
+        read: Called with each one that is tried; raises CheckpointError or OSError where it is damaged. What it returns
+            is ``content``: ``load_checkpoint``, which verifies as it reads, so reads the bytes once. By default each is
+            read through and its manifest returned.
     """
     # Beside a writer, the newest may be let go before it is read; then a newer one is there, which wasn't listed.
     found = Found(None, ())
     for _ in range(_LOOKS):
         before = _entries(Path(folder))
         listed = listing(Path(folder))
-        found = _newest_of_those(listed, abandoned)
+        found = _newest_of_those(listed, abandoned, read)
         gone = {name for name, _ in before - _entries(Path(folder))}
         if not gone - _older_than(found.path, listed):
             break
@@ -148,17 +159,17 @@ def _older_than(path: Path | None, listed: Listing) -> set[str]:
     return {each.name for each in paths[: paths.index(path)]} if path is not None else set()
 
 
-def _newest_of_those(listed: Listing, abandoned: Callable[[Manifest], bool]) -> Found:
+def _newest_of_those(listed: Listing, abandoned: Callable[[Manifest], bool], read: Callable[[Path], Any]) -> Found:
     rejected = list(listed.unreadable)
     for path, manifest in reversed(listed.complete):
         if manifest.meta.get(PUBLISHED) or abandoned(manifest):
             continue
         try:
-            verify_checkpoint(path)
+            content = read(path)
         except (CheckpointError, OSError) as error:
             rejected.append((path, str(error)))
         else:
-            return Found(path, tuple(rejected))
+            return Found(path, tuple(rejected), content)
     return Found(None, tuple(rejected))
 
 
