@@ -31,9 +31,9 @@ from eventrunner.data import DataPosition
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
 from eventrunner.lanes import Lanes
 from eventrunner.preempt import Asked, preemptible
-from eventrunner.resume import load_model, same_names
 from eventrunner.rundir import absolute
 from eventrunner.state import Stateful, check_initialized, rng_state, set_rng_state
+from eventrunner.weights import load_model, same_names
 from eventrunner.workers import shielded_workers
 
 __all__ = ["Checkpointer"]

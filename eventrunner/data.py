@@ -386,15 +386,17 @@ def _indices_behind(loader: DataLoader[Any], count: int) -> Iterator[None]:
     """Have an iterator that is made within the block begin behind *count* batches: workers are given work at once."""
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
     sampler = getattr(loader, name)
-    vars(loader)[name] = _Behind(sampler, count)  # DataLoader lets nobody set it
+    behind = _Behind(sampler, count)
+    vars(loader)[name] = behind  # DataLoader lets nobody set it
     try:
         yield
     finally:
         vars(loader)[name] = sampler
+        behind.count = 0  # workers that persist keep it for later passes
 
 
 class _Behind:
-    """A sampler whose first pass begins behind so many of another's indices; workers that persist keep it."""
+    """A sampler that begins behind so many of another's indices."""
 
     def __init__(self, sampler: Any, count: int) -> None:
         self.sampler, self.count = sampler, count
@@ -403,8 +405,7 @@ class _Behind:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        count, self.count = self.count, 0
-        return itertools.islice(iter(self.sampler), count, None)
+        return itertools.islice(iter(self.sampler), self.count, None)
 
 
 def _remembers(dataset: Any) -> bool:

@@ -130,7 +130,9 @@ class Site(blinker.Signal):
             priority: 0 (runs first) to 100, a name or a ``Priority``.
             every: Each n-th in the site's unit, or a least time between two calls such as ``"10min"``.
             start: The first number (from 1, in the site's unit) that may pass; ``every`` counts from it.
-            once: Only the first emission that the other filters let pass.
+            once: Only the first emission that the other filters let pass; none any more in a resumed run where that
+                has been. What such a receiver changed is there again if it is saved (weights, optimizer, schedules,
+                ``requires_grad``); an exchanged dataloader or an attribute isn't: do that without ``once``.
             when: A predicate that names what it wants, as a receiver does.
             label: The name that plans and errors show instead of the receiver's own.
             offload: Run it in a lane; an ``async def`` always does, and is awaited there.

@@ -7,6 +7,7 @@ of their site have run (a save does, so that it holds every receiver's state as 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from eventrunner.settings import TrainSettings
 
 __all__ = ["EpochBasedTrainLoop", "EvalLoop", "IterBasedTrainLoop", "TrainLoop"]
+
+_SAID_EVERY = 10.0
+"""Seconds between two lines on how far loading used batches once more is."""
 
 
 class TrainLoop:
@@ -43,6 +47,10 @@ class TrainLoop:
         self.runner, self.dataloader, self.by_epoch = runner, dataloader, settings.by_epoch
         self.val_begin, self.val_interval = settings.val_begin, settings.val_interval
         self.progress, self.position = runner.progress, DataPosition()
+        self.position.skips, self.position.report = runner.skips_data, self._report_reload
+        self.reloading: tuple[int, int] | None = None
+        """While used batches are loaded once more: how many have been, and how many there are."""
+        self._reload_said = 0.0
         self._guards, self._deferred = runner.bus.guards, runner.deferred
         self.running = False
         self.stop_training = False
@@ -253,7 +261,20 @@ class TrainLoop:
         caveat = self.position.caveat(dataloader)
         if caveat is not None:
             self.runner.logger.warning("resume", reason=caveat)
+        self.reloading = None
         return self.position.batches(dataloader)
+
+    def _report_reload(self, done: int, total: int) -> None:
+        """Say every ten seconds how far loading used batches once more is; a stop that was asked for is heeded."""
+        now = time.monotonic()
+        if done == 1:
+            self._reload_said = now
+        elif now - self._reload_said >= _SAID_EVERY:
+            self._reload_said = now
+            self.runner.logger.info("resume", reason=f"{done} of {total} batches loaded once more")
+        self.reloading = None if done == total else (done, total)
+        if self._deferred:
+            self.runner.run_deferred()
 
     def _before_step(self) -> None:
         if self._guards:  # weights that are being copied are about to change

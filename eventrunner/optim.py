@@ -346,7 +346,9 @@ class OptimWrapper:
         mine = [len(group["params"]) for group in self.param_groups]
         saved = [len(group["params"]) for group in state_dict["optimizer"]["param_groups"]]
         if mine != saved:
-            raise ResumeError(f"{name} has parameter groups of {mine} parameters, the saved one of {saved}.")
+            raise ResumeError(
+                f"{name} has parameter groups of {mine} parameters, the saved one of {saved}{_hint(mine, saved)}"
+            )
 
     def changed_count(self, state_dict: Mapping[str, Any]) -> str | None:
         """How ``accumulative_counts`` differs from that of a state that ``state_dict`` gave; None where it doesn't."""
@@ -586,6 +588,17 @@ def _require_optimizer(where: str, value: object) -> None:
 
 def _describe(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
+
+
+def _hint(mine: list[int], saved: list[int]) -> str:
+    """How to have the groups that were added in the course of the training before they are compared."""
+    if len(saved) <= len(mine) or saved[: len(mine)] != mine:
+        return "."
+    return (
+        "; add those that were added while it trained before they are compared, in a receiver:\n\n"
+        "    def add_groups(runner, checkpoint): runner.optim_wrapper.optimizer.add_param_group(dict(params=…))\n"
+        '    runner.on("after_load_checkpoint")(add_groups)'
+    )
 
 
 def _describe_loss(loss: object) -> str:

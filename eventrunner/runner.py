@@ -35,11 +35,19 @@ from eventrunner.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
 from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.priority import Priority
-from eventrunner.resume import gather, stepped
+from eventrunner.resume import gather, note_left_out, stepped
 from eventrunner.roster import Roster
 from eventrunner.rundir import absolute, check_free, check_sources, choose_folder, claim, known_seed, script_name
 from eventrunner.session import session
-from eventrunner.settings import Offloading, Randomness, Training, check_evaluation, check_model, compile_options
+from eventrunner.settings import (
+    Offloading,
+    Randomness,
+    Sources,
+    Training,
+    check_evaluation,
+    check_model,
+    compile_options,
+)
 from eventrunner.signature import short_path
 from eventrunner.state import Progress, seed_all, set_rng_state
 from eventrunner.view import RunFacts, RunView
@@ -82,8 +90,10 @@ class Runner:
             checkpoint``): options, a hook, or None to leave one out. Other names add hooks.
         custom_hooks: Further hooks: objects, or dicts with ``type``, ``priority`` and options.
         load_from: Weights to begin with: a checkpoint's folder, a ``.safetensors`` or a ``.pth`` file.
+            ``dict(path=…, strict=False)`` takes of them what the model has by name and shape, and lists the rest.
         resume: True goes on from the newest valid checkpoint of the folder, or begins afresh where there is none; a
-            path goes on from that checkpoint.
+            path goes on from that checkpoint. ``dict(data="skip")``, with a ``path`` or without, goes on at once where
+            that takes loading used batches once more: what is drawn while loading may then be other than it was.
         randomness: ``dict(seed=…, deterministic=…, diff_rank_seed=…)``. Without a seed one is drawn and logged. It is
             set when the Runner is made, so seed a model's initial weights before making it.
         device: Where to train; by default the accelerator, if there is one.
@@ -121,8 +131,8 @@ class Runner:
         test_evaluator: Any = None,
         default_hooks: Mapping[str, Any] | None = None,
         custom_hooks: Sequence[Any] | None = None,
-        load_from: PathLike | None = None,
-        resume: bool | PathLike = False,
+        load_from: PathLike | Mapping[str, Any] | None = None,
+        resume: bool | PathLike | Mapping[str, Any] = False,
         randomness: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
         offload: Mapping[str, Any] | None = None,
@@ -138,10 +148,11 @@ class Runner:
         _refuse_import(sys._getframe(1))  # noqa: SLF001  # where it is called
         self.rank, self.world_size, self.distributed = dist.rank(), dist.world_size(), dist.is_distributed()
         self.is_main = dist.is_main()
-        folder = choose_folder(work_dir, resume)
+        sources = Sources.parse(resume, load_from)
+        folder = choose_folder(work_dir, sources.resume)
         if folder is not None:
-            check_free(folder, resume)
-        check_sources(resume, load_from)
+            check_free(folder, sources.resume)
+        check_sources(sources.resume, sources.load_from)
         self.log = RunLog(log_level, silent=not self.is_main)
         self.logger = self.log.logger
         self.device = resolve_device(device)
@@ -151,11 +162,12 @@ class Runner:
         self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
         self.emitters = self.bus.emitters(self, self.ledger)
         self.cfg, self.show_progress = cfg, progress
-        self.load_from, self.resume = absolute(load_from), absolute(resume)
+        self.load_from, self.resume = absolute(sources.load_from), absolute(sources.resume)
+        self.load_strict, self.skips_data = sources.load_strict, sources.skips_data
         self.timestamp = time.strftime("%Y%m%d_%H%M%S")
         self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
         self._init_state()
-        chance = Randomness.parse(randomness, known_seed(folder) if resume else None)
+        chance = Randomness.parse(randomness, known_seed(folder) if sources.resume else None)
         compiled = compile_options(compile)
         self._init_evaluation(val_dataloader, val_evaluator, test_dataloader, test_evaluator)
         parts = {"train_dataloader": train_dataloader, "train_cfg": train_cfg, "train_step": train_step}
@@ -557,7 +569,9 @@ class Runner:
             return None
         requested = time.perf_counter()
         checkpoint = gather(self, save_optimizer, save_param_scheduler)
+        names = set(checkpoint["state_dict"])
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        note_left_out(checkpoint, names)
         saver = saver or self.saver or self.make_saver(mode="sync")
         done = functools.partial(self._end_save, on_done, then)
         step, epoch = self.progress.step, self.progress.epochs_completed

@@ -11,9 +11,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.rules import check_monitor, tell_rule
 
-__all__ = ["Schedule", "Schedules", "all_schedules", "build_schedules", "with_parts"]
+__all__ = ["Schedule", "Schedules", "all_schedules", "begin_schedules", "build_schedules", "with_parts"]
 
 _KEYS = ("scheduler", "by_epoch", "monitor", "rule")
+_SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+_CYCLED = ("momentum", "betas")
+"""What torch's schedulers set in a parameter group, and beside that where they cycle its momentum."""
 _MODES = {"greater": "max", "less": "min"}
 """What a plateau scheduler calls the rules."""
 
@@ -75,6 +78,23 @@ def build_schedules(
 def all_schedules(schedules: Schedules) -> list[Schedule]:
     """Every schedule, in order."""
     return schedules if isinstance(schedules, list) else [each for part in schedules.values() for each in part]
+
+
+def begin_schedules(optimizer: Any, made: list[dict[str, Any]], alone: bool) -> None:
+    """Let schedules begin on an optimizer whose state was loaded after they were made.
+
+    Args:
+        optimizer: What they drive.
+        made: Its parameter groups as the schedules had set them when they were made.
+        alone: Whether no other schedule drives it; the rates are then what was set. Else it is a factor of theirs.
+    """
+    for group, own in zip(optimizer.param_groups, made, strict=True):
+        set_by_schedules = {key for key in own if key in _SCHEDULED or ("max_momentum" in own and key in _CYCLED)}
+        if alone:
+            group.update({key: own[key] for key in set_by_schedules})
+        else:
+            group["lr"] = group["lr"] * own["lr"] / own["initial_lr"]
+            group.update({key: own[key] for key in set_by_schedules - group.keys()})
 
 
 def with_parts(scheduler: Any) -> Iterator[LRScheduler]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from eventrunner.errors import LaneError, LaneTimeoutError, OptionError, Preempt
 from eventrunner.lanes import Lanes
 from eventrunner.log import shown_path
 from eventrunner.preempt import Asked, preemptible
-from eventrunner.resume import changed_counts, load_model, restore
+from eventrunner.resume import changed_counts, left_out, restore
 from eventrunner.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
 from eventrunner.state import set_rng_state
+from eventrunner.weights import load_model, load_what_fits, shortened
 from eventrunner.workers import shielded_workers
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _load(runner: Runner) -> None:
         runner.resuming = True
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         if runner.train_loop is None:
-            load_model(runner.model, checkpoint["state_dict"])
+            load_model(runner.model, checkpoint["state_dict"], left_out(checkpoint))
         else:
             restore(runner, checkpoint)
             for change in changed_counts(runner, checkpoint):
@@ -316,8 +317,19 @@ def _load(runner: Runner) -> None:
     elif runner.load_from is not None:
         checkpoint = {"state_dict": load_weights(Path(runner.load_from))}
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        load_model(runner.model, checkpoint["state_dict"])
+        _load_weights(runner, checkpoint["state_dict"])
         runner.logger.info("weights", path=Path(runner.load_from))
+
+
+def _load_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
+    if runner.load_strict:
+        load_model(runner.model, weights)
+        return
+    own, left = load_what_fits(runner.model, weights)
+    for names, what in ((own, "the model keeps its own"), (left, "not taken, as the model has none of that shape")):
+        if names:
+            runner.logger.warning("weights", reason=f"{what}: {shortened(names)}")
+            runner.logger.debug("weights", reason=f"{what}, in full: {', '.join(names)}")
 
 
 def _found(runner: Runner) -> Found:

@@ -23,6 +23,7 @@ from eventrunner.steps import Step, check_step, takes_optimizer
 __all__ = [
     "Offloading",
     "Randomness",
+    "Sources",
     "TrainSettings",
     "Training",
     "check_evaluation",
@@ -95,6 +96,39 @@ class Randomness:
             _flag("randomness['deterministic']", config.get("deterministic", False)),
             _flag("randomness['diff_rank_seed']", config.get("diff_rank_seed", False)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """``resume`` and ``load_from``: where a run goes on, or begins, and how much of that must fit."""
+
+    resume: Any
+    load_from: Any
+    skips_data: bool
+    """Whether the batches that a resumed pass has used are left out unloaded, exact or not."""
+    load_strict: bool
+    """Whether the weights of ``load_from`` must be exactly those of the model."""
+
+    @classmethod
+    def parse(cls, resume: Any, load_from: Any) -> Sources:
+        """Check both; each may be a dict with its options, of which the path is taken as it is.
+
+        Raises:
+            OptionError: an unknown key, no path, or a value that can't be.
+        """
+        go_on, begin = {"path": resume}, {"path": load_from}
+        if isinstance(resume, Mapping):
+            go_on = _checked_keys("resume", resume, ("path", "data"))
+        if isinstance(load_from, Mapping):
+            begin = _checked_keys("load_from", load_from, ("path", "strict"))
+            if begin.get("path") is None:
+                raise OptionError(
+                    f"load_from={dict(load_from)!r} has no 'path' of a checkpoint or of a file with weights."
+                )
+        if go_on.get("data", "load") not in ("load", "skip"):
+            raise OptionError(f"resume['data']={go_on['data']!r} must be 'load', which is exact, or 'skip'.")
+        strict = _flag("load_from['strict']", begin.get("strict", True))
+        return cls(go_on.get("path", True), begin["path"], go_on.get("data") == "skip", strict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def make(folder: Path, *hooks: Any, model: nn.Module | None = None, train: bool 
     if train:
         options = {
             "train_dataloader": data,
-            "train_cfg": {"max_epochs": 2},
+            "train_cfg": {"max_epochs": options.pop("epochs", 2)},
             "train_step": train_step,
             "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
             **options,
@@ -374,18 +374,22 @@ def test_a_run_that_only_tests_takes_the_average_from_a_checkpoint(tmp_path: Pat
     assert same(weights(tester.model), raw)
 
 
-def test_resuming_without_the_hook_is_an_error(tmp_path: Path) -> None:
-    """Else the averaged weights would be taken for the raw ones in silence."""
-    make(tmp_path / "run", EMAHook()).train()
-    with pytest.raises(ResumeError, match="hooks and this run's differ: it lacks nothing and has EMAHook besides"):
-        make(tmp_path / "run", resume=True).train()
+def test_resuming_without_the_hook_goes_on_with_the_raw_weights(tmp_path: Path) -> None:
+    """Not with the averaged ones, which lie in their place in the checkpoint."""
+    whole = make(tmp_path / "whole", epochs=4).train()
+    make(tmp_path / "run", EMAHook(momentum=0.25)).train()
+    assert same(weights(make(tmp_path / "run", epochs=4, resume=True).train()), weights(whole))
 
 
-def test_resuming_with_a_hook_that_the_checkpoint_doesnt_know_is_an_error(tmp_path: Path) -> None:
-    """A run isn't the one that was saved when it averages and the other didn't."""
-    make(tmp_path / "run").train()
-    with pytest.raises(ResumeError, match="hooks and this run's differ: it lacks EMAHook"):
-        make(tmp_path / "run", EMAHook(), resume=True).train()
+def test_a_hook_that_the_checkpoint_doesnt_know_begins_with_its_weights(tmp_path: Path) -> None:
+    """The training goes on as it was, and the average begins there."""
+    raw = weights(make(tmp_path / "run").train())
+    hook = EMAHook(momentum=0.25)
+    seen: dict[str, Tensor] = {}
+    runner = make(tmp_path / "run", hook, epochs=3, resume=True)
+    runner.on("before_train")(lambda: seen.update(weights(hook.ema_model.module)))
+    runner.train()
+    assert same(seen, raw)
 
 
 def test_loaded_weights_are_what_the_average_begins_with(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LAYERS = (
         "evaluator",
         "device",
         "order",
+        "weights",
         "data",
         "workers",
         "schedule",

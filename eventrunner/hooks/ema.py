@@ -24,8 +24,9 @@ from eventrunner.device import resolve_device
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.resume import load_model
+from eventrunner.resume import left_out
 from eventrunner.state import check_initialized
+from eventrunner.weights import load_model, load_what_fits
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner
@@ -167,12 +168,16 @@ class EMAHook(Hook):
         Raises:
             ResumeError: names or shapes aren't those of this run's model.
         """
+        absent = left_out(checkpoint)
+        if not runner.resuming and not runner.load_strict:
+            load_what_fits(self.ema_model.module, checkpoint["state_dict"])
+            return
         if not runner.resuming or "ema_state_dict" not in checkpoint:
-            load_model(self.ema_model.module, checkpoint["state_dict"])
+            load_model(self.ema_model.module, checkpoint["state_dict"], absent)
             return
         self._swap_ema_state_dict(checkpoint)
         if self.strict_load:
-            load_model(self.ema_model, checkpoint["ema_state_dict"])
+            load_model(self.ema_model, checkpoint["ema_state_dict"], {f"module.{name}" for name in absent})
         else:
             self.ema_model.load_state_dict(checkpoint["ema_state_dict"], strict=False)
 
@@ -181,7 +186,7 @@ class EMAHook(Hook):
         return () if self.ema_model is None else self.ema_model.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Says that the checkpoint's weights are the averaged ones, so that a run without this hook won't go on."""
+        """Says that the weights saved are the averaged ones: a run without the hook goes on with the raw ones."""
         return {"swapped": True}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
