@@ -31,7 +31,7 @@ Make = Callable[..., Runner]
 
 def two_layers() -> nn.Sequential:
     """Two layers to freeze or to give groups of their own."""
-    return nn.Sequential(linear(3), nn.Linear(1, 1, bias=False).requires_grad_(True))
+    return nn.Sequential(linear(3), nn.Linear(1, 1, bias=False))
 
 
 def fixed(model: nn.Module) -> nn.Module:
@@ -72,8 +72,7 @@ def test_what_requires_gradients_is_part_of_the_state(
     def run(name: str, until: int | None = None, **more: Any) -> dict[str, Tensor]:
         model = fixed(two_layers())
         if first is thaw:
-            freeze_model = model[0]
-            freeze_model.requires_grad_(False)
+            model[0].requires_grad_(False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         runner = make_runner(model=model, optimizer=optimizer, epochs=4, work_dir=name, **more)
         runner.on("before_train_epoch", when=lambda runner: runner.epoch == 1)(first)
