@@ -67,9 +67,8 @@ class Roster:
 
     def begin(self) -> None:
         """Have the hooks that another run was given, and has used since, begin afresh in this one."""
-        for hook in self.hooks():
-            if self._take(hook):
-                hook.check_run(self._runner)
+        for hook in [hook for hook in self.hooks() if self._take(hook)]:  # all before one is checked beside another
+            hook.check_run(self._runner)
 
     def _take(self, hook: Hook) -> bool:
         """Put a hook that was in another training last into the state in which it was first registered, if it was.

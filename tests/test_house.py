@@ -46,6 +46,7 @@ LAYERS = (
         "settings",
         "rundir",
         "best",
+        "kept",
         "checkpoint",
     ),
     ("loops", "resume", "checkpointer", "session", "terminal", "account"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +24,13 @@ from eventrunner.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     OptionError,
+    ResumeError,
     RunExistsError,
     did_you_mean,
     listed,
 )
 from eventrunner.hook import Hook
+from eventrunner.kept import Kept
 from eventrunner.registry import HOOKS
 from eventrunner.resume import gather
 from eventrunner.rundir import absolute
@@ -37,8 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointHook"]
 
-_RETIRED = 4  # saves whose superfluous ones are asked for again, as one of their successors may have failed
-_REMEMBERED = 100  # the same for a resumed run: more than can wait to be deleted when a run is killed
+_IN_COMMON = ("out_dir", "save_optimizer", "save_param_scheduler", "mode", "offload", "format", "verify")
+# The options that say where and how a run is saved, which several hooks of one run can't have each in its own way.
+
+_DIGITS = re.compile(r"\d*\{\}\d*")
+_COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
 
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
@@ -58,6 +65,10 @@ class CheckpointHook(Hook):
     ``runner.message_hub`` is told, when a save is committed, ``last_ckpt``, ``best_ckpt`` and ``best_score``
     (``best_ckpt_<metric>`` … where there are several), and in ``saves`` how many were requested, committed and failed,
     their bytes, the seconds that their writing took, and those that the training was held up for them.
+
+    A run may have several, as one that saves often and keeps the newest, and one that keeps what it saves. They save to
+    one folder in one way, each deletes its own alone, and what two save under one name is one save. One of them marks
+    the best, and one publishes. A resumed run registers them in the same order.
 
     Args:
         interval: Save each n-th epoch or iteration; by default each epoch, or at each validation interval where the
@@ -86,7 +97,9 @@ class CheckpointHook(Hook):
             receivers.
 
     Raises:
-        OptionError: a value that can't be; at construction, or when it is registered where it depends on the run.
+        OptionError: a value that can't be; at construction, or when it is registered where it depends on the run or
+            on the run's other hooks of this kind.
+        ResumeError: several of them are in another order than in the run that is resumed.
         RunExistsError: at ``train()``, where another run has its checkpoints in *out_dir* under the same name.
         CheckpointError: the model, the optimizer or a hook has in its state what *format* can't hold; before the first
             batch, or after it where that has put it there. Where a receiver of ``before_save_checkpoint`` might mend
@@ -130,12 +143,9 @@ class CheckpointHook(Hook):
         _check_published(self)
         _check_way(self)
         self.out_dir = absolute(out_dir)
-        self._kept: list[str] = []
-        self._retired: list[list[str]] = []  # what the last saves have made superfluous, the newest last
-        self._last: tuple[int, str] | None = None  # step and name of the newest regular save
-        self._has_late_step = False  # whether that one has a step that came after the last iteration
+        self.kept = Kept()
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
-        self._account: dict[str, float] = {}
+        self._resumed: tuple[Any, ...] | None = None  # what the hook was told by of which the resumed run had the state
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
         self._prepared = self._warned = False
         self._planned: int | None = None  # iterations
@@ -161,6 +171,9 @@ class CheckpointHook(Hook):
                 f"CheckpointHook(save_best={self.best.keys[0]!r}) needs a val_dataloader and a val_evaluator."
             )
         self.best.check(None if runner.val_evaluator is None else runner.val_evaluator.names())
+        for other in _hooks_of(runner):
+            if other is not self:
+                _check_beside(self, other, loop.by_epoch)
 
     def forget_run(self) -> None:
         """Leave to the next run what wasn't given and followed from the last."""
@@ -174,7 +187,7 @@ class CheckpointHook(Hook):
         """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""
         if self.out_dir is not None and runner.checkpoint_folder is None:
             self._go_to(runner, Path(self.out_dir) / runner.work_dir.name)
-        if runner.mode == "train" and runner.is_main:
+        if runner.mode == "train" and runner.is_main and self._is_first(runner):
             runner.closing.enter_context(FolderLock(runner.checkpoint_dir))
             Store(runner.checkpoint_dir).clean()
             mode = self.mode if self.offload else "sync"
@@ -182,14 +195,15 @@ class CheckpointHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Begin to count saves, tell what a resumed run has saved before, and refuse a state that can't be saved."""
-        self._warned = False
-        self._check_state(runner)
-        self._account = {"requested": 0, "committed": 0, "failed": 0, "bytes": 0, "took": 0.0, "stall": 0.0}
+        self._warned, self.kept.due = False, None
         self._prepared, self._planned = False, runner.max_iters
-        if self._last is not None and (path := runner.checkpoint_dir / self._last[1]).is_dir():
-            runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        self._check_order(runner)
+        if self._is_first(runner):
+            self._check_state(runner)
+            runner.message_hub.pop_info("saves")
+            self._tell_last(runner)
         if runner.is_main:  # what a run that was killed had no time to delete: no later save need come
-            self._delete(runner, [name for batch in self._retired for name in batch])
+            self._delete(runner, [name for batch in self.kept.retired for name in batch])
         self._told = dict(self.best.best)
         self._tell_best(runner)
 
@@ -199,14 +213,15 @@ class CheckpointHook(Hook):
             self._prepared = True
             if self.save_last or self.best.keys or self.interval != -1:
                 runner.defer(lambda: _prepare(runner), mutates=False)
-            runner.defer(lambda: self._check_state(runner), mutates=False)
+            if self._is_first(runner):
+                runner.defer(lambda: self._check_state(runner), mutates=False)
         if self.by_epoch:
             return
         step, interval = runner.progress.iter + 1, self.interval or 0
         due = interval > 0 and step >= self.save_begin and (step - self.save_begin) % interval == 0
         if due or (step == self._planned and self.save_last):
-            name = self._name("iter_{}", runner.progress.step)
-            runner.defer(lambda: self._save(runner, name), mutates=False)
+            self.kept.due = _name(self, "iter_{}", runner.progress.step)
+            runner.defer(lambda: self._save_due(runner), mutates=False)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Save by epochs."""
@@ -214,9 +229,8 @@ class CheckpointHook(Hook):
             self.every_n_epochs(runner, self.interval or 0, self.save_begin)
             or (self.save_last and self.is_last_train_epoch(runner))
         ):
-            runner.defer(
-                lambda: self._save(runner, self._name("epoch_{}", runner.progress.epochs_completed)), mutates=False
-            )
+            self.kept.due = _name(self, "epoch_{}", runner.progress.epochs_completed)
+            runner.defer(lambda: self._save_due(runner), mutates=False)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Mark the best; a validation by ``val()`` is no part of a training and marks nothing."""
@@ -233,25 +247,38 @@ class CheckpointHook(Hook):
         """Save the last state where a run ended early, and publish; not after a failure, which may have torn it."""
         if runner.torn:
             return
-        step, asked = runner.progress.step, runner.stop_reason in ("preempted", "interrupted")
-        if (self.save_last or asked) and step and not self._is_saved(runner):
-            self._save(runner, self._boundary_name(runner))
-        if self.published_keys and runner.is_main and not asked:
+        for hook in _hooks_of(runner):
+            hook.kept.due = _boundary_name(hook, runner) if _lacks_last(hook, runner) else None
+        self._save_due(runner)
+        if self.published_keys and runner.is_main and not _is_asked(runner):
             runner.flush(WRITE_LANE)
-            last = [self._last[1]] if self.save_last and self._last else []
+            last = [self.kept.last[1]] if self.save_last and self.kept.last else []
             for name in dict.fromkeys([*last, *(best for _, best in self.best.best.values())]):
                 _publish(runner, name, self.published_keys)
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept and what was best."""
-        best = self.best.state_dict()
-        return {"kept": list(self._kept), "retired": self._retired, "last": self._last, "best": best}
+        return {**self.kept.state_dict(), "best": self.best.state_dict(), "saves": _kind(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on keeping and comparing."""
-        self._kept, self._retired = list(state["kept"]), [list(names) for names in state.get("retired", ())]
-        self._last = tuple(state["last"]) if state["last"] else None
+        self.kept.load_state_dict(state)
         self.best.load_state_dict(state["best"])
+        self._resumed = tuple(state["saves"]) if "saves" in state else None
+
+    def _is_first(self, runner: Runner) -> bool:
+        """Whether it does what is to be done once for all of the run's hooks of this kind."""
+        return next(iter(_hooks_of(runner)), self) is self
+
+    def _check_order(self, runner: Runner) -> None:
+        """Refuse another hook's state, before what that one has kept is deleted."""
+        theirs = [_kind(hook) for hook in _hooks_of(runner) if hook is not self]
+        if self._resumed != _kind(self) and self._resumed in theirs:
+            template, by_epoch, interval = _kind(self)
+            raise ResumeError(
+                f"resuming CheckpointHook(interval={interval}, by_epoch={by_epoch}, filename_tmpl={template!r}) with "
+                "the state of another one of this run; register them in the order that the resumed run had."
+            )
 
     def _check_state(self, runner: Runner) -> None:
         if self._warned:
@@ -274,47 +301,46 @@ class CheckpointHook(Hook):
             )
         runner.checkpoint_folder = folder
 
-    def _save(self, runner: Runner, name: str) -> None:
-        before = self._kept, self._last, self._retired
-        kept = [*(each for each in self._kept if each != name), name]
-        keep = len(kept) if self.max_keep_ckpts < 0 else self.max_keep_ckpts
-        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]
-        self._last = (runner.progress.step, name)  # all of it before the snapshot, which has it
-        self._has_late_step = _stepped_late(runner)
+    def _save_due(self, runner: Runner) -> None:
+        """Make the save that is due, which is also that of the hooks that have the same name due: it has their states.
+
+        None is due any more where another hook has made it.
+        """
+        if (name := self.kept.due) is None:
+            return
+        step, late = runner.progress.step, _stepped_late(runner)
+        hooks = [hook for hook in _hooks_of(runner) if hook.kept.due == name]
+        before = [(hook, copy.copy(hook.kept)) for hook in hooks]
+        retired = [old for hook in hooks for old in hook.kept.add(name, step, late, hook.max_keep_ckpts)]
 
         def done(save: Save) -> None:
             if save.path is not None:
                 runner.message_hub.update_info("last_ckpt", str(save.path), resumed=False)
                 return
-            self._kept = [each for each in self._kept if each != name]
-            if self._last == (save.step, name):
-                self._last = before[1]
+            for hook, kept in before:
+                hook.kept.drop(name, step, kept.last)
 
         try:
             self._commit(runner, name, on_done=done, retired=retired)
         except BaseException:
-            self._kept, self._last, self._retired = before
+            for hook, kept in before:
+                hook.kept = kept
             raise
 
-    def _is_saved(self, runner: Runner) -> bool:
-        """Whether the newest regular save is of the present state."""
-        at = self._last[0] if self._last is not None else None
-        return at == runner.progress.step and self._has_late_step == _stepped_late(runner)
-
     def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
-        before, retired = self.best.best, self._retired
-        where = self._boundary_name(runner)
+        before, kept = self.best.best, copy.copy(self.kept)
+        where = _boundary_name(self, runner)
         new = {metric: (score, best_name(metric, where)) for metric, score in improved.items()}
         self.best.best = {**before, **new}
-        source = self._last[1] if self._last is not None and self._is_saved(runner) else None
+        source = self.kept.last[1] if self.kept.last is not None and _is_saved(self, runner) else None
         try:
             for metric, (score, name) in new.items():
                 done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
                 old = [before[metric][1]] if metric in before and before[metric][1] != name else []
-                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self._retire(old))
+                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self.kept.retire(old))
                 source = source or name
         except BaseException:
-            self.best.best, self._retired = before, retired
+            self.best.best, self.kept = before, kept
             raise
 
     def _best_done(
@@ -344,7 +370,16 @@ class CheckpointHook(Hook):
                 return
         self._commit(runner, name, meta, on_done, retired)
 
+    def _tell_last(self, runner: Runner) -> None:
+        """Tell the newest save of a resumed run, whichever hook's."""
+        known = {hook.kept.last[1] for hook in _hooks_of(runner) if hook.kept.last is not None}
+        saved = [name for name in Store(runner.checkpoint_dir).names() if name in known] if known else []
+        if saved:
+            runner.message_hub.update_info("last_ckpt", str(runner.checkpoint_dir / saved[-1]), resumed=False)
+
     def _tell_best(self, runner: Runner) -> None:
+        if not self.best.keys:
+            return
         infos: dict[str, Any] = {"best": {}}
         for metric, (score, name) in self._told.items():
             suffix, path = "" if len(self.best.keys) == 1 else f"_{metric}", runner.checkpoint_dir / name
@@ -372,18 +407,10 @@ class CheckpointHook(Hook):
             save_param_scheduler=self.save_param_scheduler,
         )
 
-    def _retire(self, names: list[str]) -> list[str]:
-        """What may be deleted once the save under way is committed: *names*, and those of a few saves before it.
-
-        These are mostly deleted by then; but deleting may wait for who was told of a commit, and a killed run has not
-        come to it. So each save has more of them, always as many: what it holds must not depend on how fast a disk is.
-        """
-        if names:
-            self._retired = [*self._retired, names][-_REMEMBERED:]
-        return [name for batch in self._retired[-_RETIRED:] for name in batch]
-
     def _delete(self, runner: Runner, names: Sequence[str]) -> None:
-        needed = {*self._kept, *(name for _, name in self.best.best.values())}  # again, where a successor has failed
+        hooks = _hooks_of(runner)
+        needed = {name for hook in hooks for name in hook.kept.names}  # again, where a successor has failed
+        needed |= {name for hook in hooks for _, name in hook.best.best.values()}
         for name in names:
             if name not in needed and (runner.checkpoint_dir / name).is_dir():
                 runner.delete_checkpoint(name)
@@ -401,19 +428,48 @@ class CheckpointHook(Hook):
         return done
 
     def _count(self, runner: Runner, **more: float) -> None:
-        for key, value in more.items():
-            self._account[key] += value
-        runner.message_hub.update_info("saves", self._account, resumed=False)
+        counts = runner.message_hub.get_info("saves", {})
+        added = {key: counts.get(key, 0) + more.get(key, 0) for key in _COUNTS}
+        runner.message_hub.update_info("saves", added, resumed=False)
 
-    def _name(self, default: str, number: int) -> str:
-        return (self.filename_tmpl or default).format(number)
 
-    def _boundary_name(self, runner: Runner) -> str:
-        """By epoch only where an epoch is complete: midway the same name would stand for another state."""
-        loop = runner.train_loop
-        if self.by_epoch and loop is not None and loop.by_epoch and not loop.position.consumed:
-            return self._name("epoch_{}", runner.progress.epochs_completed)
-        return self._name("iter_{}", runner.progress.step) if not self.by_epoch else f"iter_{runner.progress.step}"
+def _hooks_of(runner: Runner) -> list[CheckpointHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _is_asked(runner: Runner) -> bool:
+    """Whether somebody has asked the run to end, so that it is to be saved whatever the options are."""
+    return runner.stop_reason in ("preempted", "interrupted")
+
+
+def _boundary_name(hook: CheckpointHook, runner: Runner) -> str:
+    """By epoch only where an epoch is complete: midway the same name would stand for another state."""
+    loop, step = runner.train_loop, runner.progress.step
+    if not hook.by_epoch:
+        return _name(hook, "iter_{}", step)
+    if loop is not None and loop.by_epoch and not loop.position.consumed:
+        return _name(hook, "epoch_{}", runner.progress.epochs_completed)
+    return f"iter_{step}"
+
+
+def _name(hook: CheckpointHook, default: str, number: int) -> str:
+    return (hook.filename_tmpl or default).format(number)
+
+
+def _kind(hook: CheckpointHook) -> tuple[Any, ...]:
+    """What tells it from the other hooks of the run."""
+    return hook.filename_tmpl, hook.by_epoch, hook.interval
+
+
+def _is_saved(hook: CheckpointHook, runner: Runner) -> bool:
+    """Whether the newest regular save is of the present state."""
+    return hook.kept.is_at(runner.progress.step, _stepped_late(runner))
+
+
+def _lacks_last(hook: CheckpointHook, runner: Runner) -> bool:
+    """Whether the state at the end is still to be saved, by its own option or because the run was asked to end."""
+    hooks = [hook] if hook.save_last else _hooks_of(runner) if _is_asked(runner) else []
+    return bool(hooks and runner.progress.step) and not any(_is_saved(each, runner) for each in hooks)
 
 
 def _stepped_late(runner: Runner) -> bool:
@@ -444,6 +500,39 @@ def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
         meta={**manifest.meta, "published": True},
     )
     runner.logger.info("published", path=str(target))
+
+
+def _check_beside(hook: CheckpointHook, other: CheckpointHook, by_epoch: bool) -> None:
+    """Refuse a second hook that would save elsewhere or otherwise, or other states under the same names."""
+    for name in _IN_COMMON:
+        mine, theirs = getattr(hook, name), getattr(other, name)
+        if mine != theirs:
+            raise OptionError(
+                f"CheckpointHook({name}={mine!r}) beside one with {name}={theirs!r}: the hooks of one run save to one "
+                "folder in one way; give both the same."
+            )
+    for option, own, others in (
+        ("save_best", hook.best.keys, other.best.keys),
+        ("published_keys", hook.published_keys, other.published_keys),
+    ):
+        if own and others:
+            raise OptionError(
+                f"CheckpointHook({option}={own!r}) beside one with {option}={others!r}: give all of them to one hook."
+            )
+    for template, unit in _names_made(hook, by_epoch):
+        for theirs in _names_made(other, by_epoch):
+            if _DIGITS.sub("{}", template) == _DIGITS.sub("{}", theirs[0]) and (template, unit) != theirs:
+                raise OptionError(
+                    f"CheckpointHook(filename_tmpl={template!r}) beside one with {theirs[0]!r}: the same name would "
+                    "stand for different steps; give one of them another filename_tmpl."
+                )
+
+
+def _names_made(hook: CheckpointHook, by_epoch: bool) -> set[tuple[str, bool]]:
+    """The templates of its names, each with whether it counts epochs; *by_epoch* is the training's own unit."""
+    unit = by_epoch if hook.by_epoch is None else hook.by_epoch
+    own = hook.filename_tmpl or ("epoch_{}" if unit else "iter_{}")
+    return {(own, unit), *([("iter_{}", False)] if unit else [])}  # the latter where it ends amid an epoch
 
 
 def _check_way(hook: CheckpointHook) -> None:
