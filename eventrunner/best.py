@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, tell_rule, worst
 
 __all__ = ["BestScores", "best_name", "name_list"]
+
+_MOST_BYTES, _DIGEST = 80, 8
+# A metric's share of the 200 bytes that a checkpoint's name may have; the other parts are the template's and numbers.
 
 
 class BestScores:
@@ -109,7 +113,13 @@ def best_name(metric: str, where: str) -> str:
 
 
 def _in_names(key: str) -> str:
-    return key.removeprefix("val/").replace("/", "_").replace("\\", "_")
+    """A metric's name as a part of a folder's: a long one's beginning, with a digest that tells it from others."""
+    name = "".join(sign if sign.isprintable() and sign not in "/\\" else "_" for sign in key.removeprefix("val/"))
+    encoded = name.encode()
+    if len(encoded) <= _MOST_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:_DIGEST]
+    return f"{encoded[: _MOST_BYTES - _DIGEST - 1].decode(errors='ignore')}-{digest}"
 
 
 def name_list(option: str, given: str | Sequence[str] | None) -> list[str]:

@@ -703,12 +703,31 @@ def test_a_part_that_is_not_there_is_reported(
         (dict(save_optimizer=0), "CheckpointHook(save_optimizer=0): give True or False."),
         (dict(out_dir=3), "CheckpointHook(out_dir=3): give a folder's path."),
         (dict(out_dir=""), "CheckpointHook(out_dir=''): give a folder's path."),
-        (dict(filename_tmpl="epoch"), "CheckpointHook(filename_tmpl='epoch'): give a plain name with one {}."),
-        (dict(filename_tmpl="{}{}"), "CheckpointHook(filename_tmpl='{}{}'): give a plain name with one {}."),
-        (dict(filename_tmpl="{x}_{}"), "CheckpointHook(filename_tmpl='{x}_{}'): give a plain name with one {}."),
-        (dict(filename_tmpl="a/{}"), "CheckpointHook(filename_tmpl='a/{}'): give a plain name with one {}."),
-        (dict(filename_tmpl=".{}"), "CheckpointHook(filename_tmpl='.{}'): give a plain name with one {}."),
-        (dict(filename_tmpl=3), "CheckpointHook(filename_tmpl=3): give a plain name with one {}."),
+        (
+            dict(filename_tmpl="epoch"),
+            "CheckpointHook(filename_tmpl='epoch'): give a plain name with one {}, of at most 80 bytes.",
+        ),
+        (
+            dict(filename_tmpl="{}{}"),
+            "CheckpointHook(filename_tmpl='{}{}'): give a plain name with one {}, of at most 80 bytes.",
+        ),
+        (
+            dict(filename_tmpl="{x}_{}"),
+            "CheckpointHook(filename_tmpl='{x}_{}'): give a plain name with one {}, of at most 80 bytes.",
+        ),
+        (
+            dict(filename_tmpl="a/{}"),
+            "CheckpointHook(filename_tmpl='a/{}'): give a plain name with one {}, of at most 80 bytes.",
+        ),
+        (
+            dict(filename_tmpl=".{}"),
+            "CheckpointHook(filename_tmpl='.{}'): give a plain name with one {}, of at most 80 bytes.",
+        ),
+        (dict(filename_tmpl=3), "CheckpointHook(filename_tmpl=3): give a plain name with one {}, of at most 80 bytes."),
+        (
+            dict(filename_tmpl="é" * 40 + "{}"),
+            f"CheckpointHook(filename_tmpl='{'é' * 40}{{}}'): give a plain name with one {{}}, of at most 80 bytes.",
+        ),
         (
             dict(save_best=["a", "auto"]),
             "CheckpointHook(save_best=…): 'auto' stands alone, not in a list with other keys.",
@@ -829,3 +848,30 @@ def test_a_resumed_run_that_saves_nothing_still_tells_where_its_last_save_is(
     resumed.train()
     assert resumed.message_hub.get_info("last_ckpt") == str(tmp_path / "run/epoch_2")
     assert resumed.message_hub.get_info("saves") is None
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        pytest.param("a" * 220, id="long"),
+        pytest.param("é→★" * 70, id="several bytes a sign"),
+        pytest.param("group/" + "x" * 300 + "/mAP", id="long with separators"),
+        pytest.param("accuracy\n\t\0", id="unprintable"),
+    ],
+)
+@pytest.mark.parametrize("template", [None, "e" * 78 + "{}"])
+def test_a_metrics_name_that_no_folder_can_have_is_shortened(
+    make: Callable[..., Runner], tmp_path: Path, metric: str, template: str | None
+) -> None:
+    """The same each time, unlike that of another which begins alike; published copies have room for theirs."""
+    metrics = {metric: Given(0.1, 0.2), f"{metric}2": Given(0.4, 0.3)}
+    run = {"epochs": 2, "val_evaluator": metrics}
+    hook: dict[str, Any] = {"save_best": list(metrics), "rule": "greater", "filename_tmpl": template}
+    make(run=run, **hook, published_keys="state_dict").train()
+    assert sum(name.startswith("best_") for name in names(tmp_path / "run")) == 4
+    resumed = make(run={**run, "epochs": 3, "resume": True, "bus": Bus()}, **hook)
+    resumed.train()
+    bests = resumed.message_hub.get_info("best")
+    assert set(bests) == set(metrics)
+    assert len({best["path"] for best in bests.values()}) == 2
+    assert all(len(Path(best["path"]).name.encode()) <= 200 and Path(best["path"]).is_dir() for best in bests.values())

@@ -44,6 +44,7 @@ __all__ = ["CheckpointHook"]
 _IN_COMMON = ("out_dir", "save_optimizer", "save_param_scheduler", "mode", "offload", "format", "verify")
 # The options that say where and how a run is saved, which several hooks of one run can't have each in its own way.
 
+_LONGEST_TEMPLATE = 80  # bytes: with a metric's name and a number, a checkpoint's has 200
 _DIGITS = re.compile(r"\d*\{\}\d*")
 _COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
 
@@ -562,7 +563,10 @@ def _check_names(hook: CheckpointHook) -> None:
     if out_dir is not None and (not isinstance(out_dir, str | os.PathLike) or not str(out_dir)):
         raise OptionError(f"CheckpointHook(out_dir={out_dir!r}): give a folder's path.")
     if template is not None and not _is_template(template):
-        raise OptionError(f"CheckpointHook(filename_tmpl={template!r}): give a plain name with one {{}}.")
+        raise OptionError(
+            f"CheckpointHook(filename_tmpl={template!r}): give a plain name with one {{}}, of at most "
+            f"{_LONGEST_TEMPLATE} bytes."
+        )
 
 
 def _check_published(hook: CheckpointHook) -> None:
@@ -581,7 +585,8 @@ def _is_template(value: object) -> bool:
     if not isinstance(value, str) or value.count("{}") != 1:
         return False
     rest = value.replace("{}", "")
-    return not set(rest) & set("{}/\\") and not value.startswith(".") and rest.isprintable()
+    plain = not set(rest) & set("{}/\\") and not value.startswith(".") and rest.isprintable()
+    return plain and len(value.encode()) <= _LONGEST_TEMPLATE
 
 
 def _is_int(value: Any) -> bool:
