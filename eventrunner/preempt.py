@@ -71,14 +71,22 @@ class Asked:
 
     def answer(self) -> None:
         """Raise what a signal that has come asks for: :class:`Preempted`, or KeyboardInterrupt."""
-        if self.at is not None:
-            name = signal.Signals(self._number).name
-            self._end = KeyboardInterrupt() if self.interrupted else Preempted(EXIT_CODE, name)
-            raise self._end
+        if self.at is None:
+            return
+        name = signal.Signals(self._number).name
+        end = KeyboardInterrupt() if self.interrupted else Preempted(EXIT_CODE, name)
+        if not self.over:
+            self._end = end
+        raise end
 
     def is_answer(self, error: BaseException) -> bool:
         """Whether it is what :meth:`answer` has raised, and not an interrupt amid something."""
         return error is self._end
+
+    def close(self) -> None:
+        """The run has ended: let go of it, as the handler may stay."""
+        self.over = True
+        self._leave_word, self._end = lambda asked: None, None
 
     def _end_at_once(self, number: int) -> None:
         self.again = True
@@ -109,7 +117,7 @@ def preemptible(leave_word: Callable[[Asked], Any]) -> Iterator[Asked]:
     try:
         yield asked
     finally:
-        asked.over = True
+        asked.close()
         if asked.at is None:
             _restore(ours)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -317,6 +320,19 @@ def test_train_called_again_after_ctrl_c_goes_on_exactly(make_runner: MakeRunner
         runner.train()
     assert same(weights(runner.train()), weights(whole))
     assert runner.stop_reason == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_asked_to_end_can_be_forgotten(make_runner: MakeRunner, number: signal.Signals) -> None:
+    """A notebook that makes another needs its memory."""
+    runner = make_runner()
+    runner.on("before_train_iter", once=True)(lambda: signal.raise_signal(number))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        runner.train()
+    left = weakref.ref(runner)
+    del runner
+    gc.collect()
+    assert left() is None
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ class LoggerHook(Hook):
         self._saved.clear()
         if runner.mode == "train":
             conclude(runner, time.perf_counter() - self._began, self._failure, account_of(runner))
+        self._failure = None  # its traceback has the whole run
 
     def _cut_back(self, runner: Runner, rows: RowLog) -> None:
         loop = runner.train_loop

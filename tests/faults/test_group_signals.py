@@ -148,7 +148,7 @@ def signalled(folder: Path, kind: Kind, delay: float) -> list[str]:
         ) as process,
     ):
         assert process.stdout is not None
-        said = list(iter(process.stdout.readline, "now\n"))
+        said = list(itertools.takewhile(lambda line: line != "now\n", process.stdout))
         time.sleep(delay)
         os.killpg(process.pid, kind.number)
         said += process.stdout.read().splitlines()
