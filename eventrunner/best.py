@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, tell_rule, worst
+from eventrunner.rules import RULES, check_monitor, infer_rule, is_better, metric_name, tell_rule
 
 __all__ = ["BestScores", "best_name", "name_list"]
 
@@ -61,15 +62,15 @@ class BestScores:
             self._resolve(next(iter(metrics)))
         found = []
         for key in self.keys:
-            name = key.removeprefix("val/")
+            name = metric_name(key, metrics)
             if name not in metrics:
                 near = did_you_mean(name, metrics)
                 raise OptionError(
                     f"CheckpointHook(save_best={key!r}): the validation gave {listed(metrics)}{near or '.'}"
                 )
-            rule = self._rule(key)
-            if is_better(rule, metrics[name], self.best.get(name, (worst(rule), ""))[0]):
-                found.append((name, metrics[name]))
+            rule, score = self._rule(key), metrics[name]
+            if not math.isnan(score) and (name not in self.best or is_better(rule, score, self.best[name][0])):
+                found.append((name, score))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class BestScores:
         """Go on comparing; what ``'auto'`` became stays what it is, and what isn't watched any more is let go."""
         if self.keys == ["auto"] and state["keys"] not in ([], ["auto"]):
             self._resolve(state["keys"][0])
-        watched = [key.removeprefix("val/") for key in self.keys]
+        watched = {metric_name(key, state["best"]) for key in self.keys}
         self.best = {name: (score, where) for name, (score, where) in state["best"].items() if name in watched}
 
     def _resolve(self, key: str) -> None:

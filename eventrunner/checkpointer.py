@@ -233,6 +233,7 @@ class Checkpointer:
                 stepped=stepped_tensors(self.model, self._optimizers()),
                 on_done=lambda save: self._retire(save, retired),
                 requested=requested,
+                parameters=lambda: {name for name, _ in self.model.named_parameters(remove_duplicate=False)},
             )
         except BaseException:
             self._kept, self._retired = before

@@ -7,6 +7,7 @@
     ├── HookError                 something that can't be registered as a hook  (TypeError)
     ├── ArgumentError             an argument that a call doesn't take          (TypeError)
     ├── OptionError               an argument with a value that can't be        (ValueError)
+    ├── InvalidLossError          a loss that is infinite or NaN                (AssertionError)
     ├── MissingExtraError         an optional package that isn't installed      (ImportError)
     ├── RunExistsError            a work folder that holds another run          (FileExistsError)
     ├── LaneError                 a lane that can't do what it was asked for    (RuntimeError)
@@ -39,6 +40,7 @@ __all__ = [
     "CorruptCheckpointError",
     "EventRunnerError",
     "HookError",
+    "InvalidLossError",
     "LaneError",
     "LaneFullError",
     "LaneTimeoutError",
@@ -98,6 +100,10 @@ class ArgumentError(EventRunnerError, TypeError):
 
 class OptionError(EventRunnerError, ValueError):
     """An argument has a value that it can't have."""
+
+
+class InvalidLossError(EventRunnerError, AssertionError):
+    """A loss is infinite or NaN."""
 
 
 class MissingExtraError(EventRunnerError, ImportError):

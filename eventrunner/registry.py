@@ -174,5 +174,8 @@ class Registry:
         return len(self._classes)
 
 
-HOOKS = Registry("hook")
+YIELDING_HOOKS = Registry("hook")
+"""Built-in hooks whose names stay free: many have a hook of such a name in their own code."""
+
+HOOKS = Registry("hook", parent=YIELDING_HOOKS)
 """The hooks that dicts can name: the built-in ones and whatever ``@HOOKS.register_module()`` adds."""

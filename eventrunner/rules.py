@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from eventrunner.errors import OptionError, did_you_mean, listed
 
-__all__ = ["GREATER_WORDS", "LESS_WORDS", "RULES", "check_monitor", "infer_rule", "is_better", "tell_rule", "worst"]
+__all__ = [
+    "GREATER_WORDS",
+    "LESS_WORDS",
+    "RULES",
+    "check_monitor",
+    "infer_rule",
+    "is_better",
+    "metric_name",
+    "tell_rule",
+    "worst",
+]
 
 RULES = ("greater", "less")
 # fmt: off
@@ -94,13 +104,18 @@ def is_better(rule: str, score: float, best: float, margin: float = 0.0) -> bool
     return score > best + margin if rule == "greater" else score < best - margin
 
 
+def metric_name(key: str, names: Container[str]) -> str:
+    """Return the name of a metric that may be given as in the log, ``val/…``: itself where it is one of *names*."""
+    return key if key in names else key.removeprefix("val/")
+
+
 def check_monitor(attempt: str, key: str, names: tuple[str, ...] | None) -> str:
-    """The metric's name without ``val/``, checked against the evaluator's *names* where they are known.
+    """The metric's name as the evaluator reports it, checked against its *names* where they are known.
 
     Raises:
         OptionError: the evaluator reports no such metric; *attempt* says what was being set.
     """
-    name = key.removeprefix("val/")
+    name = metric_name(key, names or ())
     # A metric that computes a dict reports name/key for each of its keys, which aren't known before it has.
     if names is not None and name not in names and name.partition("/")[0] not in names:
         near = did_you_mean(name, names)

@@ -585,6 +585,7 @@ class Runner:
             after=("log",),
             on_done=done,
             requested=requested,
+            parameters=lambda: {name for name, _ in self.model.named_parameters(remove_duplicate=False)},
         )
 
     def link_checkpoint(

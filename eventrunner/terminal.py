@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from torch.nn.parameter import is_lazy
 
-from eventrunner.checkpoint.verify import PUBLISHED, listing
+from eventrunner.checkpoint.verify import is_of_use, listing, newest_finite
 from eventrunner.log import headed, shown, shown_path
 from eventrunner.rundir import abandoned_in
 from eventrunner.units import clock, duration, pace, size
@@ -270,7 +270,7 @@ def _say_account(runner: Runner, account: RunAccount) -> None:
 
 
 def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
-    last, reason = runner.message_hub.get_info("last_ckpt"), runner.stop_reason
+    last, reason = _last_of_use(runner), runner.stop_reason
     steps = (
         ["runner.test()"]
         if runner.test_loop is not None and reason not in ("exception", "interrupted", "preempted")
@@ -281,10 +281,19 @@ def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
     return steps + (["Runner(..., resume=True)"] if last or bests else [])
 
 
+def _last_of_use(runner: Runner) -> str:
+    """The newest checkpoint that the run has saved; or if its weights aren't numbers, the newest of which they are."""
+    last: str = runner.message_hub.get_info("last_ckpt", "")
+    if not last or runner.saver is None or all(save.finite for save in runner.saver.saves):
+        return last
+    found = newest_finite(runner.checkpoint_dir)
+    return str(runner.checkpoint_dir / found) if found else ""
+
+
 def _say_resume(runner: Runner) -> None:
     """The last line, whatever the ending: where the run would go on if it were resumed, and what that loses."""
     abandoned = abandoned_in(runner.work_dir)
-    saved = [each for _, each in listing(runner.checkpoint_dir).complete if not each.meta.get(PUBLISHED)]
+    saved = [each for _, each in listing(runner.checkpoint_dir).complete if is_of_use(each)]
     step = next((each.step for each in reversed(saved) if not abandoned(each)), 0)
     lost = max(runner.progress.step - step, 0)
     line = headed("resumes", f"at step {step}, {_counted(lost, 'step') if lost else 'none'} lost")

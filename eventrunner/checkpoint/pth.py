@@ -29,7 +29,7 @@ from eventrunner.checkpoint.manifest import TensorEntry
 from eventrunner.checkpoint.tensors import replace_tensors, shared_with
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
-__all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree"]
+__all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree", "tensors_in"]
 
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
@@ -46,7 +46,7 @@ def plain_tree(image: Image) -> dict[str, Any]:
     Raises:
         CheckpointError: ``torch.load(weights_only=True)`` would refuse it; the message has the path to what it refuses.
     """
-    tensors = {file: _tensors_in(data, file, image.tensors) for file, data in image.files.items()}
+    tensors = {file: tensors_in(data, file, image.tensors) for file, data in image.files.items()}
     tree = decode(image.document, tensors)
     check_plain(tree)
     plain: dict[str, Any] = _tagged(tree)
@@ -83,7 +83,7 @@ def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
     return tree
 
 
-def _tensors_in(data: memoryview, file: str, entries: Iterable[TensorEntry]) -> dict[str, Tensor]:
+def tensors_in(data: memoryview, file: str, entries: Iterable[TensorEntry]) -> dict[str, Tensor]:
     """The tensors of a safetensors file in memory, without a copy."""
     length = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:length]))

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eventrunner.checkpoint.contents import FORMATS
+from eventrunner.checkpoint.finite import has_finite_weights
 from eventrunner.checkpoint.manifest import plain_json
 from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
 from eventrunner.checkpoint.store import Store
+from eventrunner.checkpoint.verify import FINITE, newest_finite
 from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
 from eventrunner.lanes import Lanes, Task
 
@@ -62,6 +64,7 @@ class Save:
         ended: When it was committed, or had failed.
         path: Where it is, once it is committed.
         error: Why it isn't, if it failed.
+        finite: Whether its weights are numbers, as far as it is written.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Save:
     ended: float = 0.0
     path: Path | None = None
     error: BaseException | None = None
+    finite: bool = True
     on_done: Callable[[Save], None] | None = None
 
 
@@ -152,6 +156,9 @@ class Saver:
         self._guards = [] if guards is None else guards
         self._deliver = deliver
         self._arrived: deque[Save] = deque()
+        self._is_broken = False  # whether the weights of the newest save aren't numbers
+        self._finite: str | None = None  # the newest save of which they are, once it is known
+        self._spared: dict[str, tuple[str, ...]] = {}  # as that, from being deleted, and after which lanes it may be
         self._snapshots = Snapshotter()
         self._copying: tuple[Save, Snapshot] | None = None
         self._trial = _Trial()
@@ -190,6 +197,7 @@ class Saver:
         after: Iterable[str] = (),
         on_done: Callable[[Save], None] | None = None,
         requested: float | None = None,
+        parameters: Callable[[], Collection[str]] = tuple,
     ) -> Save:
         """Snapshot *tree* and have it committed as checkpoint *name*.
 
@@ -204,6 +212,8 @@ class Saver:
             after: Lanes whose present jobs must be done before the commit.
             on_done: Called on the training thread when the save is committed or has failed.
             requested: When it was asked for, by ``time.perf_counter``; by default now.
+            parameters: Gives the names in ``tree["state_dict"]`` of what must be numbers. If one isn't, the manifest
+                notes it as ``finite: false``, and no run is resumed from this checkpoint by itself.
 
         Raises:
             CheckpointError: there is something in *tree* that a checkpoint can't hold.
@@ -211,7 +221,8 @@ class Saver:
             OSError: the disk refused, in mode ``sync``; else that is raised by the lanes.
         """
         noted = plain_json(meta or {})
-        facts: dict[str, Any] = {"step": step, "epoch": epoch, "meta": noted, "tree_format": self.format}
+        facts: dict[str, Any] = {"step": step, "epoch": epoch, "tree_format": self.format}
+        self._spared.pop(name, None)
         save = Save(name, step, self._chosen(), on_done=on_done)
         save.requested = requested or save.requested
         self.settle()  # the one before, if no step came between
@@ -222,7 +233,7 @@ class Saver:
         try:
             save.nbytes = snapshot.nbytes
             self._hold(save, snapshot)
-            self._start(save, functools.partial(_committed, snapshot, commit, tree), after)
+            self._start(save, functools.partial(_committed, save, snapshot, commit, noted, parameters, tree), after)
         except BaseException:  # interrupted, or the lanes were closed meanwhile
             snapshot.release()
             raise
@@ -253,10 +264,15 @@ class Saver:
     def delete(self, name: str, after: Iterable[str] = ()) -> None:
         """Have checkpoint *name* removed when what was asked for before is done; it may have gone already.
 
+        Where the weights of the newest one aren't numbers, the newest of which they are stays until there is another.
+
         Args:
             name: Of the checkpoint.
             after: Lanes whose present jobs may still be reading it.
         """
+        if self._is_broken and name == self._newest_finite():
+            self._spared[name] = tuple(after)
+            return
         lanes = self.lanes
         if self._inline() or lanes is None:
             self._delete(name)
@@ -381,9 +397,24 @@ class Saver:
     def _done(self, save: Save) -> None:
         self.pending.remove(save)
         self.saves.append(save)
+        if save.path is not None and save.mode != "link":
+            self._note_finite(save)
         on_done, save.on_done = save.on_done, None
         if on_done is not None:
             on_done(save)
+
+    def _note_finite(self, save: Save) -> None:
+        self._is_broken = not save.finite
+        if save.finite:
+            self._finite = save.name
+            spared, self._spared = self._spared, {}
+            for name, after in spared.items():
+                self.delete(name, after)
+
+    def _newest_finite(self) -> str:
+        if self._finite is None:
+            self._finite = newest_finite(self.store.folder)
+        return self._finite
 
 
 class _Trial:
@@ -414,12 +445,20 @@ class _Trial:
             self.seconds[save.mode].append(time.perf_counter() - save.requested)
 
 
-def _committed(snapshot: Snapshot, commit: Callable[..., Path], tree: object) -> Path:
+def _committed(
+    save: Save,
+    snapshot: Snapshot,
+    commit: Callable[..., Path],
+    meta: Mapping[str, Any],
+    parameters: Callable[[], Collection[str]],
+    tree: object,
+) -> Path:
     # The tree is let go here: to free its hundreds of tensors took the training as long as to make them.
     try:
         image = snapshot.image()
         snapshot.check()
-        return commit(image)
+        save.finite = has_finite_weights(image, parameters)
+        return commit(image, meta=meta if save.finite else {**meta, FINITE: False})
     finally:
         snapshot.release()
 

@@ -22,19 +22,25 @@ from eventrunner.checkpoint.manifest import (
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
 
 __all__ = [
+    "FINITE",
     "PUBLISHED",
     "Found",
     "Listing",
     "check_files",
     "find_newest",
     "is_checkpoint",
+    "is_of_use",
     "listing",
     "missing_checkpoint",
+    "newest_finite",
     "verify_checkpoint",
 ]
 
 PUBLISHED = "published"
 """The key in a manifest's meta that marks a copy made for others: it has only some parts of a run's state."""
+
+FINITE = "finite"
+"""The key in a manifest's meta that is False where the weights aren't numbers: no run should go on from them."""
 
 _MARKS = (MANIFEST_NAME, STATE_NAME, PTH_NAME)
 _SHOWN = 8
@@ -132,8 +138,8 @@ def find_newest(
 ) -> Found:
     """Find the newest checkpoint in *folder* whose every byte is as committed; pass over damaged ones, and name them.
 
-    Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. The file
-    ``last_checkpoint`` is not asked: it is a hint.
+    Published copies aren't looked at, as no run can go on from them, nor those that *abandoned* is true of. One whose
+    weights aren't numbers is passed over and named, too. The file ``last_checkpoint`` is not asked: it is a hint.
 
     Args:
         folder: Where the checkpoints are.
@@ -164,6 +170,9 @@ def _newest_of_those(listed: Listing, abandoned: Callable[[Manifest], bool], rea
     for path, manifest in reversed(listed.complete):
         if manifest.meta.get(PUBLISHED) or abandoned(manifest):
             continue
+        if manifest.meta.get(FINITE) is False:
+            rejected.append((path, "its weights have an inf or a nan in them; to go on from it, name it"))
+            continue
         try:
             content = read(path)
         except (CheckpointError, OSError) as error:
@@ -171,6 +180,17 @@ def _newest_of_those(listed: Listing, abandoned: Callable[[Manifest], bool], rea
         else:
             return Found(path, tuple(rejected), content)
     return Found(None, tuple(rejected))
+
+
+def newest_finite(folder: Path) -> str:
+    """Return the name of the newest checkpoint that a run could go on from, by the manifests; empty without one."""
+    found = [path.name for path, each in listing(folder).complete if is_of_use(each)]
+    return found[-1] if found else ""
+
+
+def is_of_use(manifest: Manifest) -> bool:
+    """Return whether a run could go on from a checkpoint: it is no published copy, and its weights are numbers."""
+    return not manifest.meta.get(PUBLISHED) and manifest.meta.get(FINITE) is not False
 
 
 def _entries(folder: Path) -> set[tuple[str, int]]:

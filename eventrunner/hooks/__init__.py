@@ -10,6 +10,7 @@ from eventrunner.hooks.checkpoint import CheckpointHook
 from eventrunner.hooks.early_stopping import EarlyStoppingHook
 from eventrunner.hooks.ema import EMAHook
 from eventrunner.hooks.empty_cache import EmptyCacheHook
+from eventrunner.hooks.invalid_loss import CheckInvalidLossHook
 from eventrunner.hooks.iter_timer import IterTimerHook
 from eventrunner.hooks.logger import LoggerHook
 from eventrunner.hooks.param_scheduler import ParamSchedulerHook
@@ -20,6 +21,7 @@ from eventrunner.hooks.sync_buffers import SyncBuffersHook
 
 __all__ = [
     "DEFAULT_HOOKS",
+    "CheckInvalidLossHook",
     "CheckpointHook",
     "DistSamplerSeedHook",
     "EMAHook",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -338,7 +339,8 @@ class CheckpointHook(Hook):
             for metric, (score, name) in new.items():
                 done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
                 old = [before[metric][1]] if metric in before and before[metric][1] != name else []
-                self._commit_best(runner, name, source, {"best": {metric: score}}, done, self.kept.retire(old))
+                meta = {"best": {metric: score if math.isfinite(score) else str(score)}}  # JSON has no infinity
+                self._commit_best(runner, name, source, meta, done, self.kept.retire(old))
                 source = source or name
         except BaseException:
             self.best.best, self.kept = before, kept

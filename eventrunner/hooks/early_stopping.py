@@ -57,7 +57,7 @@ class EarlyStoppingHook(Hook):
             if not isinstance(flag, bool):
                 raise OptionError(f"EarlyStoppingHook({name}={flag!r}): give True or False.")
         _check_numbers(min_delta, patience, stopping_threshold)
-        self.monitor = monitor.removeprefix("val/")
+        self._given, self.monitor = monitor, monitor.removeprefix("val/")
         self.rule = tell_rule(self.monitor, rule) or ""
         self.min_delta, self.patience, self.stopping_threshold = min_delta, patience, stopping_threshold
         self.strict, self.check_finite = strict, check_finite
@@ -69,7 +69,7 @@ class EarlyStoppingHook(Hook):
         """Refuse a metric that this run's validations won't report; called when the hook is registered."""
         attempt = f"EarlyStoppingHook(monitor={self.monitor!r})"
         if runner.val_evaluator is not None:
-            check_monitor(attempt, self.monitor, runner.val_evaluator.names())
+            self.monitor = check_monitor(attempt, self._given, runner.val_evaluator.names())
         infer_rule(self.monitor, self.rule or None)
         if runner.train_loop is not None and runner.val_loop is None:
             raise OptionError(f"{attempt} needs validations: give the Runner val_dataloader and val_evaluator.")

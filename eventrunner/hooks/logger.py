@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
@@ -118,12 +119,13 @@ class LoggerHook(Hook):
         self._soon = Soon()
         self._failure: BaseException | None = None
         self._last_row = -1
+        self._invalid: set[str] = set()
         self._epoch_start = 0
         self._began = self._epoch_began = time.perf_counter()
 
     def forget_run(self) -> None:
         """Introduce another run, and write its rows, whatever was written of the last."""
-        self._introduced, self._last_row = False, -1
+        self._introduced, self._last_row, self._invalid = False, -1, set()
         self._line, self._widths = {}, {}
         self._held.clear()
 
@@ -235,9 +237,18 @@ class LoggerHook(Hook):
         scalars = self._scalars(runner, "train")
         self._last_row = step
         self._write_row(runner, scalars, step)
+        self._warn_of_invalid(runner, scalars, step)
         if not _by_epoch(runner):
             shown = {key: value for key, value in scalars.items() if key.startswith("train/")}
             self._begin_line(runner, shown, step)
+
+    def _warn_of_invalid(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
+        """Say once of each loss that it is no number, as long as it isn't."""
+        invalid = {key for key, value in scalars.items() if "loss" in key and not math.isfinite(value)}
+        for key in sorted(invalid - self._invalid):
+            reason = f"{key} is {scalars[key]} at step {step}; dict(type='CheckInvalidLossHook') ends such a run"
+            runner.logger.warning("loss", reason=reason)
+        self._invalid = invalid
 
     def _scalars(self, runner: Runner, mode: str) -> dict[str, float]:
         """What the hub has of a mode, as it stands or smoothed."""
@@ -431,7 +442,7 @@ def _is_shown(key: str) -> bool:
 
 def _cells(fields: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
     """What a line shows of its *fields*, by column."""
-    prefixes = {key: best_name(key, "") for key in fields if key.startswith("val/")}
+    prefixes = {key: best_name(key.removeprefix("val/"), "") for key in fields if key.startswith("val/")}
     cells = {}
     for key, value in fields.items():
         if key.startswith(("train/", "val/")) and _is_shown(key):
