@@ -47,6 +47,7 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
         run = lambda **changes: Runner(**options(work_dir="run", default_hooks={{"logger": None}}, **changes))
         ask = lambda number: os.kill(os.getpid(), number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     """
     command = [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(body)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)

@@ -610,6 +610,7 @@ from tiny import *
 from eventrunner import Runner
 
 where, number, times = sys.argv[1], getattr(signal, sys.argv[2]), int(sys.argv[3])
+signal.signal(number, signal.SIG_DFL)  # nohup has it ignored
 hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=True))
 evaluation = dict(val_dataloader=batches(3), val_evaluator=dict(mse=MeanSquaredError()), val_step=val_step)
 runner = Runner(**options(count=6, epochs=3, work_dir="run", default_hooks=hooks, resume=True,

@@ -74,7 +74,8 @@ def compute(batch_idx):
 
 
 def main(method, workers, moment):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and nohup the other
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     torch.set_num_threads(1)
     model = torch.nn.Linear(1, 1)
     runner = Runner(
