@@ -8,6 +8,7 @@ pipe it has the UTC time first and ``key=value`` pairs. ``log.txt`` has the term
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -32,13 +33,14 @@ from eventrunner.atomic import replace_text
 from eventrunner.errors import OptionError, did_you_mean
 from eventrunner.soon import Soon
 
-__all__ = ["RowLog", "RunLog", "headed", "shown", "shown_path"]
+__all__ = ["RowLog", "RunLog", "drop_unwritten", "headed", "shown", "shown_path"]
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
 _BARE = frozenset({"reason", "path"})
 _OWN = ("time", "level", "event")
 _logfmt = LogfmtRenderer(key_order=list(_OWN), bool_as_flag=False)
+_GONE = (errno.EPIPE, errno.EIO)  # nobody reads any more: the pipe's other end or the terminal is closed
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _PLAIN_SIGNS = str.maketrans({"★": "*", "●": "o", "·": "-", "…": "..."})
 
@@ -67,6 +69,8 @@ class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ig
 class RunLog:
     """Takes events through :attr:`logger` and writes each to stdout and, once :meth:`open` was called, to a file.
 
+    Where stdout fails, the file says so once, and nobody else is told.
+
     An event may have a field ``line``: how it reads on a terminal, where its other fields are for programs.
 
     Args:
@@ -81,7 +85,11 @@ class RunLog:
         self.threshold = logging.CRITICAL + 1 if silent else getattr(logging, level)
         self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         """Entered around what is written to stdout: what draws on the terminal steps aside."""
+        self.on_failure: Callable[[OSError], None] | None = None
+        """Called with what the file fails of, once, instead of raising it."""
         self._file: IO[str] | None = None
+        self._file_failed = False
+        self._failed_streams: set[str] = set()  # those of which the file has said so
         self._begin()
         self.logger: Any = structlog.wrap_logger(
             _Sink(self),
@@ -115,6 +123,7 @@ class RunLog:
         self.close()
         # Bytes in a file's name that are no UTF-8 reach a line as characters that have no place in it.
         self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # closed by close()
+        self._file_failed = False
 
     def close(self) -> None:
         """Write what waits and close the file; events still reach stdout."""
@@ -123,9 +132,10 @@ class RunLog:
         try:
             self._catch_up()
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            file, self._file = self._file, None
+            if file is not None:
+                with contextlib.suppress(OSError) if self._file_failed else contextlib.nullcontext():
+                    file.close()
 
     def soon(self, write: Callable[[], None], at_once: bool = False) -> None:
         """Call *write*, which logs, within a tenth of a second, in turn and before anything else is logged.
@@ -188,23 +198,50 @@ class RunLog:
             return
         if getattr(stream, "closed", False):  # it stood in for stdout when the line was asked for, and no longer
             stream = sys.stdout
-        if stream is not None:  # under pythonw there is nobody to read
-            text = line if stream.isatty() else _piped(level, event, when)
-            self._prints.append((stream, _encodable(text, stream) + "\n"))
+        if stream is None:  # under pythonw there is nobody to read
+            return
+        if getattr(stream, "closed", False):
+            self.tell_failure("stdout", ValueError("it is closed"))
+            return
+        text = line if _is_terminal(stream) else _piped(level, event, when)
+        self._prints.append((stream, _encodable(text, stream) + "\n"))
 
     def _flush(self) -> None:
         """Write in one go, so that a fork finds nothing half-written, and what is written together is so."""
-        lines, self._lines = self._lines, []
         prints, self._prints = self._prints, []
         try:
-            if lines and self._file is not None:
-                self._file.write("".join(lines))
-                self._file.flush()
-        finally:
             for stream, group in itertools.groupby(prints, operator.itemgetter(0)):
-                with self.aside():
-                    stream.write("".join(text for _, text in group))
-                    stream.flush()
+                self._print(stream, "".join(text for _, text in group))
+        finally:  # second, as it may have to say that stdout failed
+            lines, self._lines = self._lines, []
+            if lines and self._file is not None and not self._file_failed:
+                self._append(self._file, "".join(lines))
+
+    def _print(self, stream: IO[str], text: str) -> None:
+        try:
+            with self.aside():
+                stream.write(text)
+                stream.flush()
+        except Exception as error:  # noqa: BLE001  # whatever a stream of the script's own fails of
+            drop_unwritten(stream, error)
+            self.tell_failure("stdout", error)
+
+    def _append(self, file: IO[str], text: str) -> None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            self._file_failed = True
+            if self.on_failure is None:
+                raise
+            self.on_failure(error)
+
+    def tell_failure(self, stream: str, error: Exception) -> None:
+        """Have the file say, with the next line and once, that a stream of the process can't be written to."""
+        if self._file is not None and stream not in self._failed_streams:
+            self._failed_streams.add(stream)
+            reason = f"{error!r}; the run goes on, and this file has all of its lines"
+            self._lines.append(_line("warning", {"event": stream, "reason": reason}) + "\n")
 
 
 class _Sink:
@@ -335,6 +372,29 @@ def _encodable(text: str, stream: Any) -> str:
     except UnicodeEncodeError:
         return text.translate(_PLAIN_SIGNS).encode(encoding, "replace").decode(encoding)
     return text
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(stream.isatty()) if hasattr(stream, "isatty") else False
+
+
+def drop_unwritten(stream: Any, error: Exception) -> None:
+    """Have a stream forget what it couldn't write: Python would try once more at exit, and end with status 120.
+
+    Where nobody reads any more, the null device takes its place: what the script itself prints would fail next.
+    """
+    if not isinstance(error, OSError) or error.errno == errno.EBADF:  # by its number it may be another file now
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nowhere:
+        descriptor = stream.fileno()  # if it has any
+        back = None if error.errno in _GONE else os.dup(descriptor)
+        os.dup2(nowhere.fileno(), descriptor)
+        try:
+            stream.flush()
+        finally:
+            if back is not None:
+                os.dup2(back, descriptor)
+                os.close(back)
 
 
 def _end_torn_line(path: Path) -> None:

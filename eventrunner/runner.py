@@ -154,7 +154,7 @@ class Runner:
             check_free(folder, sources.resume)
         check_sources(sources.resume, sources.load_from)
         self.log = RunLog(log_level, silent=not self.is_main)
-        self.logger = self.log.logger
+        self.logger, self.log.on_failure = self.log.logger, self.end_for
         self.device = resolve_device(device)
         self.model = check_model(model).to(self.device)
         self.train_step, self.val_step = train_step, val_step
@@ -187,6 +187,7 @@ class Runner:
         self.opened = self.loaded = self.resuming = self.training_began = False
         self.pending_rng: dict[str, Any] | None = None
         self.rng_before_val: dict[str, Any] | None = None
+        self.log_failure: OSError | None = None  # what a log's file has failed of
         self.torn = False  # whether an exception has ended it amid something, so that its state isn't to be saved
         self.deferred: list[Callable[[], Any]] = []
         self.closing = contextlib.ExitStack()
@@ -409,6 +410,16 @@ class Runner:
         frame = sys._getframe(1)  # noqa: SLF001  # who stopped it is worth a line at the end
         self.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
         self.stop_reason = reason
+        if self.train_loop is not None:
+            self.train_loop.stop_training = True
+
+    def end_for(self, error: OSError) -> None:
+        """Have the training stop after this iteration and save, and fail with *error* then; any thread may call it."""
+        if self.log_failure is None:
+            self.log_failure = error
+            self.deferred.append(self._stop_training)
+
+    def _stop_training(self) -> None:
         if self.train_loop is not None:
             self.train_loop.stop_training = True
 

@@ -59,12 +59,14 @@ def session(runner: Runner, mode: str) -> Iterator[None]:
                     if mode == "train":
                         _finish_train(runner, patience)
                     _flush(runner, patience)
+                    if runner.log_failure is not None:
+                        raise runner.log_failure
                     runner.stop_reason = runner.stop_reason or "completed"
                 except BaseException as error:
                     leave_early = _end_early if asked.is_answer(error) else _fail
                     leave_early(runner, error, patience)
                     raise
-                failure = _leave(runner, "after_run", None)
+                failure = _leave(runner, "after_run", None) or runner.log_failure
                 if failure is not None:
                     raise failure
                 _flush(runner, patience)
@@ -171,7 +173,7 @@ def _enter(runner: Runner, mode: str) -> None:
     runner.mode, runner.stop_reason, runner.stop_where = mode, "", ""
     runner.training_began = False
     runner.rng_before_val = None
-    runner.torn = False
+    runner.torn, runner.log_failure = False, None
     runner.deferred.clear()
     runner.ledger.reset()
     vars(runner).pop("_facts", None)

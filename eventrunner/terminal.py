@@ -24,7 +24,7 @@ from rich.text import Text
 from torch.nn.parameter import is_lazy
 
 from eventrunner.checkpoint.verify import is_of_use, listing, newest_finite
-from eventrunner.log import headed, shown, shown_path
+from eventrunner.log import drop_unwritten, headed, shown, shown_path
 from eventrunner.rundir import abandoned_in
 from eventrunner.units import clock, duration, pace, size
 
@@ -41,7 +41,7 @@ class Bar:
     """The progress of a run's training; does nothing where there is no terminal to draw on.
 
     While it stands, ``sys.stderr`` and, if that is a terminal, ``sys.stdout`` are stand-ins that write whole lines
-    above it.
+    above it. Where the terminal fails, the bar is gone for good, and the log's file says so.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -63,6 +63,7 @@ class Bar:
         self._lock, self._over = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._keep_drawing, name="eventrunner bar", daemon=True)
         self._pid = os.getpid()
+        self._failure: Exception | None = None
 
     def start(self) -> None:
         """Begin to draw."""
@@ -72,7 +73,8 @@ class Bar:
                 if _is_terminal(stream):
                     self._streams[name] = _Above(stream, self)
                     setattr(sys, name, self._streams[name])
-            self._live.start(refresh=True)
+            with self._drawing():
+                self._live.start(refresh=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -80,16 +82,19 @@ class Bar:
         if not self._shown:
             return
         self._over.set()
-        with self._lock:
+        with self._lock, self._drawing():
             self._live.stop()
             self._live.console.show_cursor(True)  # an interrupt may have hit another stop half-way
         for name, above in self._streams.items():
             if getattr(sys, name) is above:  # else somebody has put something of their own there since
                 setattr(sys, name, above.stream)
-            above.finish()
+            with self._drawing():
+                above.finish()
         self._streams = {}
         if self._thread.is_alive():
             self._thread.join()
+        if self._failure is not None:
+            self._runner.log.tell_failure("stderr", self._failure)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -98,15 +103,27 @@ class Bar:
             yield
             return
         with self._lock:
-            self._live.stop()
+            with self._drawing():
+                self._live.stop()
             yield
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """End the drawing where the terminal fails within the block; the training goes on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # of the stream, in whatever way
+            self._over.set()
+            self._failure = self._failure or error
+            drop_unwritten(self._live.console.file, error)
 
     def _keep_drawing(self) -> None:
         while not self._over.wait(0.125):
             with self._lock:
                 if not self._over.is_set():
-                    self._live.start()
-                    self._live.refresh()
+                    with self._drawing():
+                        self._live.start()
+                        self._live.refresh()
 
     def _draw(self) -> Table:
         runner, done, total = self._runner, self._runner.iter, self._total
@@ -164,7 +181,7 @@ class _Above:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # there is none under pythonw
+    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()  # none under pythonw
 
 
 def introduce(runner: Runner) -> None:

@@ -441,8 +441,8 @@ def _hooks_of(runner: Runner) -> list[CheckpointHook]:
 
 
 def _is_asked(runner: Runner) -> bool:
-    """Whether somebody has asked the run to end, so that it is to be saved whatever the options are."""
-    return runner.stop_reason in ("preempted", "interrupted")
+    """Whether the run is to end by a signal or as its log fails, so that it is to be saved whatever the options are."""
+    return runner.stop_reason in ("preempted", "interrupted") or runner.log_failure is not None
 
 
 def _boundary_name(hook: CheckpointHook, runner: Runner) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +193,7 @@ class LoggerHook(Hook):
         """Have what was written so far reach the disk before the save is committed: else a resumed run has a gap."""
         if self._rows is not None:
             self._write_held(runner)
-            self._offload(runner, self._syncing, self._rows, self._events)
+            self._offload(runner, self._syncing, self._rows, self._events, runner.end_for)
 
     def on_exception(self, runner: Runner, exception: BaseException) -> None:
         """Remember what to say at the end."""
@@ -214,7 +214,8 @@ class LoggerHook(Hook):
             runner.lanes.wait(LOG_LANE, label="end")
         for opened in (self._rows, self._events):
             if opened is not None:
-                opened.close()
+                with _ending(runner.end_for):
+                    opened.close()
         self._rows = self._events = None
         self._write_lines(runner, force=True)
         self._saved.clear()
@@ -276,12 +277,13 @@ class LoggerHook(Hook):
         position = None if runner.train_loop is None else runner.train_loop.position
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
         if self.tensorboard and runner.is_main and self._events is None:
-            self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
+            with _ending(runner.end_for):
+                self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
         rows, events = self._rows, self._events
         if rows is not None:
             self._unwritten.append(row)
             lanes = runner.lanes if self.offload else None
-            if lanes is None or self._soon.due(lambda: self._write_unasked(lanes, rows, events)):
+            if lanes is None or self._soon.due(lambda: self._write_unasked(lanes, rows, events, runner.end_for)):
                 self._write_held(runner)
         runner.scalars = scalars
         if runner.emitters.on_log:
@@ -291,12 +293,12 @@ class LoggerHook(Hook):
         """Have the rows written that were held back, without waiting for more."""
         if self._unwritten and self._rows is not None:
             self._soon.done()
-            self._offload(runner, self._writing, self._rows, self._events, self._unwritten)
+            self._offload(runner, self._writing, self._rows, self._events, self._unwritten, runner.end_for)
 
-    def _write_unasked(self, lanes: Lanes, rows: RowLog, events: Any) -> None:
+    def _write_unasked(self, lanes: Lanes, rows: RowLog, events: Any, failed: Callable[[OSError], None]) -> None:
         """The same from another thread, however long the training takes until it comes to it."""
         with contextlib.suppress(LaneError):  # closed: the end of the run writes what is left
-            lanes.submit(self._writing, (rows, events, self._unwritten))
+            lanes.submit(self._writing, (rows, events, self._unwritten, failed))
 
     def _offload(self, runner: Runner, task: Task, *arguments: Any) -> None:
         if runner.lanes is not None and self.offload:
@@ -305,19 +307,24 @@ class LoggerHook(Hook):
             task.call(*arguments)
 
     @staticmethod
-    def _write_files(log: RowLog, events: Any, unwritten: deque[dict[str, Any]]) -> None:
+    def _write_files(
+        log: RowLog, events: Any, unwritten: deque[dict[str, Any]], failed: Callable[[OSError], None]
+    ) -> None:
         """Write what is there by now; the lane is the only one to take from it, so rows keep their order."""
         rows = [unwritten.popleft() for _ in range(len(unwritten))]
         if rows:  # else they went with the job before, and the file may be closed by now
-            log.write(*rows)
-        for row in rows if events is not None else ():
-            _add_events(events, row)
+            with _ending(failed):
+                log.write(*rows)
+        with _ending(failed):
+            for row in rows if events is not None else ():
+                _add_events(events, row)
 
     @staticmethod
-    def _sync_files(rows: RowLog, events: Any) -> None:
-        rows.sync()
-        if events is not None:
-            events.flush()
+    def _sync_files(rows: RowLog, events: Any, failed: Callable[[OSError], None]) -> None:
+        with _ending(failed):
+            rows.sync()
+            if events is not None:
+                events.flush()
 
     def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
         """A line that is no epoch's, closed when what is deferred at this site, the saves, has been asked for."""
@@ -376,6 +383,15 @@ def _check_count(name: str, value: object, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
         allowed = "of 1 or more" if most is None else f"from 1 to {most:,}"
         raise OptionError(f"LoggerHook({name}={value!r}): give an int {allowed}.")
+
+
+@contextlib.contextmanager
+def _ending(failed: Callable[[OSError], None]) -> Iterator[None]:
+    """Let a file that fails within the block end the run, once that is saved, rather than what is under way."""
+    try:
+        yield
+    except OSError as error:
+        failed(error)
 
 
 def _event_writer(folder: Path, purge_step: int | None = None) -> Any:
