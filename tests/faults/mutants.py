@@ -204,9 +204,9 @@ _ORDER = (
     ),
     Mutant(
         "one less is kept",
-        "hooks/checkpoint.py",
-        "        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]",
-        "        keep = max(keep - 1, 1)\n        retired, self._kept = self._retire(kept[:-keep]), kept[-keep:]",
+        "kept.py",
+        "        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
+        "        keep = max(keep - 1, 1)\n        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
         _KILLED + _HOOK,
     ),
     Mutant(
@@ -251,8 +251,8 @@ _COPIES = (
     Mutant(
         "the memory of a save is given to the next before it is written",
         "checkpoint/saver.py",
-        "        return commit(image)\n    finally:\n        snapshot.release()",
-        "        snapshot.release()\n        return commit(image)\n    finally:\n        pass",
+        "        return commit(image, meta=",
+        "        snapshot.release()\n        return commit(image, meta=",
         ("tests/test_overlap.py", "tests/test_checkpointer.py"),
     ),
     Mutant(
@@ -276,9 +276,23 @@ _LOADS = (
     Mutant(
         "a resume takes the newest without looking at its bytes",
         "checkpoint/verify.py",
-        "            verify_checkpoint(path)\n",
-        "            verify_checkpoint(path, digests=False)\n",
+        "            content = read(path)\n",
+        "            content = verify_checkpoint(path, digests=False)\n",
         _ROT,
+    ),
+    Mutant(
+        "a resume takes weights that are no numbers",
+        "checkpoint/verify.py",
+        "        if manifest.meta.get(FINITE) is False:",
+        "        if False:",
+        ("tests/test_not_a_number.py",),
+    ),
+    Mutant(
+        "weights that are no numbers displace the last that are",
+        "checkpoint/saver.py",
+        "        if self._is_broken and name == self._newest_finite():",
+        "        if False:",
+        ("tests/test_not_a_number.py",),
     ),
     Mutant(
         "files that nobody has listed are let pass",
@@ -426,8 +440,8 @@ _RUNS = (
     Mutant(
         "a run that was asked to end saves nothing",
         "hooks/checkpoint.py",
-        "if (self.save_last or asked) and step",
-        "if self.save_last and not asked and step",
+        "hooks = [hook] if hook.save_last else _hooks_of(runner) if _is_asked(runner) else []",
+        "hooks = [hook] if hook.save_last and not _is_asked(runner) else []",
         ("tests/test_runner_lanes.py::test_a_signal_ends_the_run_with_everything_saved",),
     ),
 )
