@@ -281,20 +281,6 @@ _LOADS = (
         _ROT,
     ),
     Mutant(
-        "a resume takes weights that are no numbers",
-        "checkpoint/verify.py",
-        "        if manifest.meta.get(FINITE) is False:",
-        "        if False:",
-        ("tests/test_not_a_number.py",),
-    ),
-    Mutant(
-        "weights that are no numbers displace the last that are",
-        "checkpoint/saver.py",
-        "        if self._is_broken and name == self._newest_finite():",
-        "        if False:",
-        ("tests/test_not_a_number.py",),
-    ),
-    Mutant(
         "files that nobody has listed are let pass",
         "checkpoint/verify.py",
         "    if extra := present - set(manifest.files):",
@@ -443,6 +429,20 @@ _RUNS = (
         "hooks = [hook] if hook.save_last else _hooks_of(runner) if _is_asked(runner) else []",
         "hooks = [hook] if hook.save_last and not _is_asked(runner) else []",
         ("tests/test_runner_lanes.py::test_a_signal_ends_the_run_with_everything_saved",),
+    ),
+    Mutant(
+        "a resume takes weights that are no numbers",
+        "checkpoint/verify.py",
+        "        if manifest.meta.get(FINITE) is False:",
+        "        if False:",
+        ("tests/test_not_a_number.py",),
+    ),
+    Mutant(
+        "weights that are no numbers displace the last that are",
+        "checkpoint/saver.py",
+        "        if self._is_broken and name == self._newest_finite():",
+        "        if False:",
+        ("tests/test_not_a_number.py",),
     ),
 )
 
