@@ -24,9 +24,9 @@ import blinker
 import peers_dispatch
 from report import conditions, save, table, told, version_of
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.ledger import TIMED, WHOLE, Ledger
 from eventrunner.hook import Hook, connect_hook
-from eventrunner.ledger import TIMED, WHOLE, Ledger
 
 SPAN = 0.5e-3  # seconds of one measurement: longer than the clock's grain, shorter than a scheduler's slice
 TURN = TIMED + WHOLE  # emissions of a Runner, some of them timed by receiver

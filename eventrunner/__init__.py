@@ -1,6 +1,6 @@
 """eventrunner: a PyTorch training runner built as an event bus.
 
-The public names are imported when they are first asked for, so that ``eventrunner.bus`` needs no torch.
+The public names are imported when they are first asked for, so that the bus needs no torch.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from eventrunner.bus import Bus as Bus
-    from eventrunner.bus import Site as Site
-    from eventrunner.bus import on as on
+    from eventrunner.bus.bus import Bus as Bus
+    from eventrunner.bus.bus import Site as Site
+    from eventrunner.bus.bus import on as on
+    from eventrunner.bus.priority import Priority as Priority
     from eventrunner.checkpoint import load_checkpoint as load_checkpoint
     from eventrunner.checkpoint import verify_checkpoint as verify_checkpoint
     from eventrunner.checkpointer import Checkpointer as Checkpointer
-    from eventrunner.history import HistoryBuffer as HistoryBuffer
-    from eventrunner.history import MessageHub as MessageHub
     from eventrunner.hook import Hook as Hook
     from eventrunner.hook import connect_hook as connect_hook
     from eventrunner.hook import options as options
-    from eventrunner.loops import EpochBasedTrainLoop as EpochBasedTrainLoop
-    from eventrunner.loops import IterBasedTrainLoop as IterBasedTrainLoop
     from eventrunner.modules import watch_modules as watch_modules
-    from eventrunner.optim import OptimWrapper as OptimWrapper
-    from eventrunner.priority import Priority as Priority
     from eventrunner.registry import HOOKS as HOOKS
+    from eventrunner.report.history import HistoryBuffer as HistoryBuffer
+    from eventrunner.report.history import MessageHub as MessageHub
+    from eventrunner.run import RunView as RunView
     from eventrunner.runner import Runner as Runner
-    from eventrunner.view import RunView as RunView
+    from eventrunner.session.loops import EpochBasedTrainLoop as EpochBasedTrainLoop
+    from eventrunner.session.loops import IterBasedTrainLoop as IterBasedTrainLoop
+    from eventrunner.training.optim import OptimWrapper as OptimWrapper
 
 _HOMES = {
-    "Bus": "bus",
+    "Bus": "bus.bus",
     "Checkpointer": "checkpointer",
-    "EpochBasedTrainLoop": "loops",
+    "EpochBasedTrainLoop": "session.loops",
     "HOOKS": "registry",
-    "HistoryBuffer": "history",
+    "HistoryBuffer": "report.history",
     "Hook": "hook",
-    "IterBasedTrainLoop": "loops",
-    "MessageHub": "history",
-    "OptimWrapper": "optim",
-    "Priority": "priority",
-    "RunView": "view",
+    "IterBasedTrainLoop": "session.loops",
+    "MessageHub": "report.history",
+    "OptimWrapper": "training.optim",
+    "Priority": "bus.priority",
+    "RunView": "run",
     "Runner": "runner",
-    "Site": "bus",
+    "Site": "bus.bus",
     "connect_hook": "hook",
     "load_checkpoint": "checkpoint",
-    "on": "bus",
+    "on": "bus.bus",
     "options": "hook",
     "verify_checkpoint": "checkpoint",
     "watch_modules": "modules",

@@ -25,16 +25,16 @@ from torch.optim import Optimizer
 
 from eventrunner.checkpoint import Found, Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.contents import check_tree
-from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_steps
-from eventrunner.data import DataPosition
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
-from eventrunner.lanes import Lanes
-from eventrunner.preempt import Asked, preemptible
-from eventrunner.rundir import absolute
-from eventrunner.state import Stateful, check_initialized, rng_state, set_rng_state
-from eventrunner.weights import load_model, same_names
-from eventrunner.workers import shielded_workers
+from eventrunner.files.lock import FolderLock
+from eventrunner.lanes.lanes import Lanes
+from eventrunner.lanes.signals import Asked, preemptible
+from eventrunner.session.rundir import absolute
+from eventrunner.training.position import DataPosition
+from eventrunner.training.state import Stateful, check_initialized, rng_state, set_rng_state
+from eventrunner.training.weights import load_model, same_names
+from eventrunner.training.workers import shielded_workers
 
 __all__ = ["Checkpointer"]
 

@@ -13,14 +13,14 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from eventrunner.bus import Bus, Site
-from eventrunner.connection import Connection
+from eventrunner.bus.bus import Bus, Site
+from eventrunner.bus.connection import Connection
+from eventrunner.bus.options import parse_options
+from eventrunner.bus.priority import Priority, get_priority
+from eventrunner.bus.signature import Receiver, is_plain, label, where
+from eventrunner.bus.sites import RUN_SITES
 from eventrunner.errors import HookError, OptionError, SignatureError, did_you_mean
-from eventrunner.filters import parse_options
 from eventrunner.foreign import SITES, private_hint, site_hint
-from eventrunner.priority import Priority, get_priority
-from eventrunner.signature import Receiver, is_plain, label, where
-from eventrunner.sites import RUN_SITES
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from eventrunner.bus import Bus, Emitters, default_bus
+from eventrunner.bus.bus import Bus, Emitters, default_bus
+from eventrunner.bus.sites import MODULE_SITES
 from eventrunner.errors import OptionError, did_you_mean
-from eventrunner.sites import MODULE_SITES
 
 __all__ = ["ModuleWatch", "watch_modules"]
 

@@ -16,30 +16,36 @@ import torch
 from torch import nn
 
 from eventrunner import dist
-from eventrunner.account import RunAccount, account_of, write_trace
-from eventrunner.bus import Bus, default_bus
+from eventrunner.bus.bus import Bus, default_bus
+from eventrunner.bus.ledger import Ledger
+from eventrunner.bus.priority import Priority
+from eventrunner.bus.signature import short_path
 from eventrunner.checkpoint import Store
-from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.saver import WRITE_LANE, Save, Saver
-from eventrunner.data import build_dataloader, check_loader
-from eventrunner.device import resolve_device
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
-from eventrunner.evaluator import Evaluator
+from eventrunner.files.lock import FolderLock
 from eventrunner.foreign import argument_hint, method_hint
-from eventrunner.history import MessageHub
 from eventrunner.hook import Hook, HookHandle
-from eventrunner.lanes import Lanes
-from eventrunner.ledger import Ledger
-from eventrunner.log import RunLog
-from eventrunner.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
+from eventrunner.hooks.run_hooks import Roster
+from eventrunner.lanes.lanes import Lanes
 from eventrunner.modules import ModuleWatch, watch_modules
-from eventrunner.optim import OptimWrapper, OptimWrapperDict
-from eventrunner.priority import Priority
-from eventrunner.resume import gather, note_left_out, stepped
-from eventrunner.roster import Roster
-from eventrunner.rundir import absolute, check_free, check_sources, choose_folder, claim, known_seed, script_name
-from eventrunner.session import session
-from eventrunner.settings import (
+from eventrunner.report.account import RunAccount, account_of, write_trace
+from eventrunner.report.history import MessageHub
+from eventrunner.report.log import RunLog
+from eventrunner.run import RunFacts, RunView
+from eventrunner.session.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
+from eventrunner.session.resume import gather, note_left_out, stepped
+from eventrunner.session.rundir import (
+    absolute,
+    check_free,
+    check_sources,
+    choose_folder,
+    claim,
+    known_seed,
+    script_name,
+)
+from eventrunner.session.session import session
+from eventrunner.session.settings import (
     Offloading,
     Randomness,
     Sources,
@@ -48,9 +54,11 @@ from eventrunner.settings import (
     check_model,
     compile_options,
 )
-from eventrunner.signature import short_path
-from eventrunner.state import Progress, seed_all, set_rng_state
-from eventrunner.view import RunFacts, RunView
+from eventrunner.training.device import resolve_device
+from eventrunner.training.evaluator import Evaluator
+from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.training.position import build_dataloader, check_loader
+from eventrunner.training.state import Progress, seed_all, set_rng_state
 
 __all__ = ["Runner"]
 

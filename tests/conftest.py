@@ -12,7 +12,7 @@ import torch
 from tally import MakeRow, Row, table
 from tiny import options
 
-from eventrunner.bus import Bus, default_bus
+from eventrunner.bus.bus import Bus, default_bus
 from eventrunner.runner import Runner
 
 MakeRunner = Callable[..., Runner]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from eventrunner.averaging import (
+from eventrunner.errors import OptionError
+from eventrunner.training.averaging import (
     ExponentialMovingAverage,
     MomentumAnnealingEMA,
     StochasticWeightAverage,
     WeightAverage,
 )
-from eventrunner.errors import OptionError
 
 KINDS = [ExponentialMovingAverage, StochasticWeightAverage, MomentumAnnealingEMA]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eventrunner.best import BestScores, best_name, name_list
 from eventrunner.errors import OptionError
+from eventrunner.session.best import BestScores, best_name, name_list
 
 
 def told(best: BestScores, **metrics: float) -> list[str]:

@@ -45,7 +45,7 @@ import blinker
 import blinker.base
 import pytest
 
-from eventrunner.bus import Site
+from eventrunner.bus.bus import Site
 
 blinker.Signal = blinker.base.Signal = Site
 

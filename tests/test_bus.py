@@ -18,10 +18,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eventrunner.bus import ANY, Bus, Site, default_bus, on
+from eventrunner.bus.bus import ANY, Bus, Site, default_bus, on
+from eventrunner.bus.priority import Priority
+from eventrunner.bus.sites import CATALOGUE, SiteSpec
 from eventrunner.errors import HookError, OptionError, SignatureError, UnknownSiteError
-from eventrunner.priority import Priority
-from eventrunner.sites import CATALOGUE, SiteSpec
 
 Calls = list[Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from eventrunner.bus import Bus, Site
+from eventrunner.bus.bus import Bus, Site
+from eventrunner.bus.sites import CATALOGUE
 from eventrunner.errors import EventRunnerError, HookError, OptionError, SignatureError, UnknownSiteError
 from eventrunner.hook import Hook, connect_hook, options
-from eventrunner.sites import CATALOGUE
 
 SITES = [spec.name for spec in CATALOGUE]
 HERE = "tests/test_bus_messages.py"

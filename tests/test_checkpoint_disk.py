@@ -20,13 +20,13 @@ import torch
 import xxhash
 from safetensors.torch import save_file
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.image import Image, allocate, image_of, memory_of
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, FileEntry, read_manifest, write_manifest
 from eventrunner.checkpoint.store import Store
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
+from eventrunner.files import disk
 
 
 def a_tree(value: float = 1.0) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class TestImage:
         data = memory[offset : offset + size]
         path = Path(folder or tmp_path) / f"eventrunner-test-{os.getpid()}"
         try:
-            written = files.write_image(path, data)
+            written = disk.write_image(path, data)
             read = path.read_bytes()
         finally:
             path.unlink()
@@ -217,18 +217,18 @@ class TestImage:
         """As bytes of Python's."""
         data = bytes(range(256)) * 8192
 
-        assert files.write_image(tmp_path / "x", memoryview(data)) == (2**21, xxhash.xxh3_128_hexdigest(data))
+        assert disk.write_image(tmp_path / "x", memoryview(data)) == (2**21, xxhash.xxh3_128_hexdigest(data))
         assert (tmp_path / "x").read_bytes() == data
 
     def test_where_there_is_no_way_past_the_cache_writes_go_through_it(self) -> None:
         """It is asked of the file, which may be on any file system; /proc has none."""
         descriptor = os.open("/proc/self/status", os.O_RDONLY)
         try:
-            assert files._past_cache(descriptor, True) is False
+            assert disk._past_cache(descriptor, True) is False
         finally:
             os.close(descriptor)
         with pytest.raises(OSError, match="Bad file descriptor"):
-            files._past_cache(10**6, True)
+            disk._past_cache(10**6, True)
 
     def test_an_image_is_committed_as_it_is(self, store: Store) -> None:
         """Saving a tree is committing its image."""
@@ -282,7 +282,7 @@ class TestReading:
         """Whatever was there before."""
         (tmp_path / "x").write_bytes(b"abc")
 
-        with files.reading(tmp_path / "x") as reader:
+        with disk.reading(tmp_path / "x") as reader:
             os.truncate(tmp_path / "x", 2)
             with pytest.raises(CorruptCheckpointError, match=r"^.*/x ended while it was read\.$"):
                 reader.take(3)

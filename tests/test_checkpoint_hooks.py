@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MakeRunner
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
 from eventrunner.errors import OptionError, ResumeError
 from eventrunner.hook import Hook

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from eventrunner.checkpoint.lock import LOCK_NAME, FolderLock
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import listing
 from eventrunner.errors import CheckpointError, LockedError
+from eventrunner.files.lock import LOCK_NAME, FolderLock
 
 FORK = multiprocessing.get_context("fork")
 INSTEAD = "let it end first, or save to a folder of your own."
@@ -239,7 +239,7 @@ class TestFile:
         _, pipe = start(hold, tmp_path)
         pipe.recv()
         before = os.listdir("/proc/self/fd")
-        monkeypatch.setattr("eventrunner.checkpoint.lock._HELD_ELSEWHERE", ())
+        monkeypatch.setattr("eventrunner.files.lock._HELD_ELSEWHERE", ())
 
         with pytest.raises(BlockingIOError):
             FolderLock(tmp_path).acquire()
@@ -275,7 +275,7 @@ def can_fail_calls() -> bool:
 
 LOCKING = """
 import os, sys
-from eventrunner.checkpoint.lock import FolderLock
+from eventrunner.files.lock import FolderLock
 
 lock, before = FolderLock(sys.argv[1]), os.listdir("/proc/self/fd")
 try:

@@ -23,7 +23,6 @@ from conftest import MakeRunner
 from tiny import same
 from torch import nn
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.image import image_of
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
@@ -31,8 +30,9 @@ from eventrunner.checkpoint.manifest import MANIFEST_NAME, FileEntry, read_manif
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import find_newest, is_checkpoint, listing, verify_checkpoint
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
+from eventrunner.files import disk
 from eventrunner.hooks import EMAHook
-from eventrunner.resume import gather
+from eventrunner.session.resume import gather
 
 FILES = ["MANIFEST.json", "checkpoint.pth"]
 
@@ -61,7 +61,7 @@ def saved(store: Store) -> Path:
 def vouch(folder: Path, data: bytes) -> None:
     """Put other bytes in the file's place and make the manifest agree."""
     (folder / "checkpoint.pth").unlink()
-    size, digest = files.write_image(folder / "checkpoint.pth", memoryview(data))
+    size, digest = disk.write_image(folder / "checkpoint.pth", memoryview(data))
     manifest = read_manifest(folder)
     (folder / MANIFEST_NAME).unlink()
     write_manifest(folder, dataclasses.replace(manifest, files={"checkpoint.pth": FileEntry(size, digest)}))

@@ -27,12 +27,12 @@ from safetensors import safe_open
 from torch import nn
 
 import eventrunner.checkpoint
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, Manifest, Piece, read_manifest, write_manifest
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import find_newest, verify_checkpoint
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
+from eventrunner.files import disk
 
 FILES = ["MANIFEST.json", "model.safetensors", "optimizer.safetensors", "state.json", "state.safetensors"]
 
@@ -303,11 +303,11 @@ class TestFailingDisk:
         (tmp_path / "x").write_bytes(b"old")
 
         with pytest.raises(FileExistsError):
-            files.write_bytes(tmp_path / "x", b"new")
+            disk.write_bytes(tmp_path / "x", b"new")
         with pytest.raises(FileExistsError):
-            files.write_image(tmp_path / "x", memoryview(b"new"))
+            disk.write_image(tmp_path / "x", memoryview(b"new"))
         with pytest.raises(FileExistsError):
-            files.write_stream(tmp_path / "x", lambda sink: sink.write(b"new"))
+            disk.write_stream(tmp_path / "x", lambda sink: sink.write(b"new"))
         assert (tmp_path / "x").read_bytes() == b"old"
 
     def test_a_failure_to_read_is_not_called_damage(self, tmp_path: Path) -> None:
@@ -315,16 +315,16 @@ class TestFailingDisk:
         (tmp_path / "file").touch()
 
         with pytest.raises(NotADirectoryError):
-            files.check_digest(tmp_path / "file" / "x", "")
+            disk.check_digest(tmp_path / "file" / "x", "")
 
     def test_a_folder_that_can_not_be_synced_is_let_pass(self) -> None:
         """Some file systems have no such call; /proc is one."""
-        files.fsync_folder(Path("/proc"))
+        disk.fsync_folder(Path("/proc"))
 
     def test_a_folder_that_is_not_there_can_not_be_synced(self, tmp_path: Path) -> None:
         """Only the lack of the call is let pass."""
         with pytest.raises(FileNotFoundError):
-            files.fsync_folder(tmp_path / "x")
+            disk.fsync_folder(tmp_path / "x")
 
 
 class TestLink:
@@ -383,7 +383,7 @@ class TestLink:
         source = Path("/dev/shm") / f"eventrunner-test-{os.getpid()}"
         source.write_bytes(b"bytes")
         try:
-            files.link(source, tmp_path / "copy")
+            disk.link(source, tmp_path / "copy")
         finally:
             source.unlink()
 
@@ -392,7 +392,7 @@ class TestLink:
     def test_any_other_failure_to_link_is_reported(self, tmp_path: Path) -> None:
         """A copy wouldn't help."""
         with pytest.raises(FileNotFoundError):
-            files.link(tmp_path / "none", tmp_path / "copy")
+            disk.link(tmp_path / "none", tmp_path / "copy")
 
 
 class TestDelete:

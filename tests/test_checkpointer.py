@@ -27,7 +27,7 @@ from eventrunner.errors import (
     ResumeError,
     RunExistsError,
 )
-from eventrunner.lanes import Task
+from eventrunner.lanes.lanes import Task
 
 
 class Loop:

@@ -30,10 +30,10 @@ from torch.utils.data import (
 from torchdata.nodes import Batcher, Loader, Mapper, Prefetcher, SamplerWrapper
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from eventrunner.data import DataPosition, check_loader
 from eventrunner.errors import CheckpointError, OptionError, ResumeError
-from eventrunner.order import batch_count, samplers
-from eventrunner.state import rng_state, seed_all, set_rng_state
+from eventrunner.training.order import batch_count, samplers
+from eventrunner.training.position import DataPosition, check_loader
+from eventrunner.training.state import rng_state, seed_all, set_rng_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata calls it

@@ -12,8 +12,8 @@ from conftest import MakeRunner
 from tiny import QUIET, batches, train_step
 from torch import nn
 
+from eventrunner.bus.priority import get_priority
 from eventrunner.errors import HookError, OptionError
-from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
 from eventrunner.hooks import (
     DEFAULT_HOOKS,
@@ -25,8 +25,8 @@ from eventrunner.hooks import (
     ParamSchedulerHook,
     RuntimeInfoHook,
 )
-from eventrunner.priority import get_priority
 from eventrunner.registry import HOOKS
+from eventrunner.report.history import SETTLE_EVERY
 from eventrunner.runner import Runner
 
 SIX = [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from eventrunner.device import batch_mover, resolve_device, to_device
 from eventrunner.errors import OptionError
+from eventrunner.training.device import batch_mover, resolve_device, to_device
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

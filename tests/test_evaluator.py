@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eventrunner.errors import OptionError
-from eventrunner.evaluator import Evaluator
+from eventrunner.training.evaluator import Evaluator
 
 
 class Mean:
@@ -350,7 +350,7 @@ class TestTorchmetrics:
 
     def test_the_evaluator_does_not_import_it(self) -> None:
         """A process that only imports the module has no torchmetrics."""
-        code = "import sys, eventrunner.evaluator; sys.exit('torchmetrics' in sys.modules)"
+        code = "import sys, eventrunner.training.evaluator; sys.exit('torchmetrics' in sys.modules)"
 
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

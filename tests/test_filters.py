@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from eventrunner.bus import Bus
-from eventrunner.dispatch import Site
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.options import Filter, Options, parse_options
+from eventrunner.bus.priority import Priority
+from eventrunner.bus.site import Site
 from eventrunner.errors import OptionError, SignatureError
-from eventrunner.filters import Filter, Options, parse_options
-from eventrunner.priority import Priority
 
 Seen = list[Any]
 

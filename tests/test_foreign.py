@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from eventrunner import hooks
+from eventrunner.bus.sites import CATALOGUE
 from eventrunner.foreign import (
     ARGUMENTS,
     METHODS,
@@ -20,7 +21,6 @@ from eventrunner.foreign import (
     private_hint,
     site_hint,
 )
-from eventrunner.sites import CATALOGUE
 
 OWNERS = {
     "Lightning's",

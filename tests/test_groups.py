@@ -13,8 +13,8 @@ from tiny import MeanSquaredError, batches, linear, same, train_step, weights
 from torch import Tensor, nn
 
 from eventrunner import load_checkpoint
-from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
 
 COUNT = 50
 """The batches of a training of several optimizers; neither a multiple of 3 nor of 2 × 3."""

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eventrunner.checkpoint.codec import decode, encode
 from eventrunner.errors import OptionError, UnknownScalarError
-from eventrunner.history import HistoryBuffer, MessageHub
+from eventrunner.report.history import HistoryBuffer, MessageHub
 
 FINITE = st.floats(-1e6, 1e6)
 ENTRIES = st.lists(st.tuples(FINITE, st.integers(1, 9)), min_size=1, max_size=30)

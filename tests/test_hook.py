@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.plan import PlanRow
+from eventrunner.bus.priority import Priority
+from eventrunner.bus.sites import RUN_SITES
 from eventrunner.errors import HookError, OptionError, SignatureError
 from eventrunner.hook import Hook, connect_hook, options, site_methods
-from eventrunner.plan import PlanRow
-from eventrunner.priority import Priority
-from eventrunner.sites import RUN_SITES
 
 Calls = list[Any]
 RUN = "run"

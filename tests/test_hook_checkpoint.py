@@ -13,7 +13,7 @@ import torch
 from conftest import MakeRunner
 from tiny import batches, linear, same, weights
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint, load_weights, read_manifest, verify_checkpoint
 from eventrunner.errors import CheckpointError, OptionError, ResumeError, RunExistsError
 from eventrunner.hook import Hook

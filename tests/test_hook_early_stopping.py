@@ -12,7 +12,7 @@ from conftest import MakeRunner
 from tiny import MeanSquaredError
 from torch import Tensor, nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError
 from eventrunner.hooks import EarlyStoppingHook
 from eventrunner.runner import Runner

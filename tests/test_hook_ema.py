@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from eventrunner.averaging import ExponentialMovingAverage, StochasticWeightAverage
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import load_checkpoint
 from eventrunner.errors import OptionError, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EMAHook
 from eventrunner.runner import Runner
+from eventrunner.training.averaging import ExponentialMovingAverage, StochasticWeightAverage
 
 Weights = dict[str, Tensor]
 

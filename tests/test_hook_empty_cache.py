@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError
 from eventrunner.hooks import EmptyCacheHook
 from eventrunner.runner import Runner

@@ -20,12 +20,12 @@ from tiny import TIMES, OnDevice, batches, linear, rows, same, train_step, weigh
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.hooks import LoggerHook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper
 
 Row = dict[str, Any]
 

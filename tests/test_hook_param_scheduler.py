@@ -14,13 +14,13 @@ from tiny import MeanSquaredError, batches, linear, rows, train_step
 from torch import nn
 from torch.optim import lr_scheduler
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import load_checkpoint
 from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
-from eventrunner.schedule import Schedule
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.schedule import Schedule
 
 LOG = {"checkpoint": None, "logger": {"interval": 1}}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError
 from eventrunner.hooks import ProfilerHook
 from eventrunner.runner import Runner

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import QUIET, batches, linear, options, rows, same, val_step, weights
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.hook import Hook
 from eventrunner.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, LoggerHook
 from eventrunner.runner import Runner

@@ -14,8 +14,8 @@ from torch import nn
 
 from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper
 from eventrunner.version import __version__
 
 

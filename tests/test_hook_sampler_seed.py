@@ -14,7 +14,7 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.runner import Runner
 
 DATA = TensorDataset(torch.arange(12.0))

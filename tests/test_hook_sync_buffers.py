@@ -12,7 +12,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.hooks import SyncBuffersHook
 from eventrunner.runner import Runner
 

@@ -27,11 +27,11 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import LaneError, LaneFullError, LaneTimeoutError, MissingExtraError, OptionError
-from eventrunner.lane import Job
-from eventrunner.lanes import BACKENDS, Account, Lanes, Task, run_now
-from eventrunner.task import call_in_process
+from eventrunner.lanes.lane import Job
+from eventrunner.lanes.lanes import BACKENDS, Account, Lanes, Task, run_now
+from eventrunner.lanes.task import call_in_process
 
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -1370,7 +1370,7 @@ def test_a_process_that_hangs_is_killed_at_the_deadline(backend: str, tmp_path: 
 
 def script(code: str) -> subprocess.Popen[str]:
     """A Python program that can print, be written to, and be interrupted."""
-    start = "import os, signal, sys, threading, time\nfrom eventrunner.lanes import Lanes, Task\n"
+    start = "import os, signal, sys, threading, time\nfrom eventrunner.lanes.lanes import Lanes, Task\n"
     start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
     source = start + "say = lambda *what: print(*what, flush=True)\n" + textwrap.dedent(code)
     command = [sys.executable, "-W", "error", "-c", source]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from eventrunner.bus import Bus
-from eventrunner.ledger import TIMED, WHOLE, Ledger
-from eventrunner.plan import Emitters
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.ledger import TIMED, WHOLE, Ledger
+from eventrunner.bus.plan import Emitters
 
 START = 512
 """So many emissions are timed by receiver first."""

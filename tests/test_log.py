@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from eventrunner.errors import OptionError
-from eventrunner.log import RowLog, RunLog, headed, shown
+from eventrunner.report.log import RowLog, RunLog, headed, shown
 
 TIME = re.compile(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 

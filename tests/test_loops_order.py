@@ -9,8 +9,8 @@ import torch
 from conftest import MakeRunner
 from tiny import QUIET, Tracer, linear
 
-from eventrunner.bus import Bus
-from eventrunner.optim import OptimWrapper
+from eventrunner.bus.bus import Bus
+from eventrunner.training.optim import OptimWrapper
 
 
 def lines(text: str) -> list[str]:

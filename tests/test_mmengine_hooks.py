@@ -29,8 +29,8 @@ from eventrunner.hooks import (
     RuntimeInfoHook,
     SyncBuffersHook,
 )
-from eventrunner.optim import OptimWrapper
 from eventrunner.registry import Registry
+from eventrunner.training.optim import OptimWrapper
 
 
 @HOOKS.register_module()

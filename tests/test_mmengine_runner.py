@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eventrunner
 from eventrunner import EpochBasedTrainLoop, Hook, IterBasedTrainLoop, Runner, hooks, load_checkpoint
-from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.errors import LockedError, OptionError
+from eventrunner.files.lock import FolderLock
 
 LOOPS = (EpochBasedTrainLoop, IterBasedTrainLoop)
 DATASET = TensorDataset(torch.arange(8.0)[:, None].expand(8, 2), torch.ones(8, 1))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError
 from eventrunner.modules import watch_modules
 

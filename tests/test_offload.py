@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.freeze import freeze
 from eventrunner.errors import OptionError, UnknownSiteError
 from eventrunner.hook import Hook, connect_hook, options
-from eventrunner.offload import freeze
 
 Pair = namedtuple("Pair", "left right")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eventrunner.errors import OptionError, ResumeError
-from eventrunner.optim import OptimWrapper, OptimWrapperDict, build_optim
+from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, build_optim
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

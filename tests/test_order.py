@@ -28,9 +28,9 @@ from torch.utils.data import (
 )
 
 from eventrunner.checkpoint import load_checkpoint
-from eventrunner.data import DataPosition
 from eventrunner.errors import ResumeError
-from eventrunner.state import rng_state, seed_all, set_rng_state
+from eventrunner.training.position import DataPosition
+from eventrunner.training.state import rng_state, seed_all, set_rng_state
 
 SIZE, BATCH = 8, 2
 MODULE_RNG = random.Random(0)

@@ -19,15 +19,15 @@ from tiny import Batch, same, train_step
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, load_checkpoint
 from eventrunner.checkpoint.saver import Saver
 from eventrunner.errors import CheckpointError, OptionError
 from eventrunner.hook import Hook, options
 from eventrunner.hooks import CheckpointHook, EMAHook
-from eventrunner.lanes import Lanes, Task
-from eventrunner.optim import OptimWrapper
+from eventrunner.lanes.lanes import Lanes, Task
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper
 
 COUNT = 6
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny import linear, options, same, weights
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, verify_checkpoint
 from eventrunner.checkpointer import Checkpointer
 from eventrunner.hooks import CheckpointHook, LoggerHook
-from eventrunner.log import shown_path
+from eventrunner.report.log import shown_path
 from eventrunner.runner import Runner
 
 Make = Callable[..., Runner]
@@ -140,7 +140,9 @@ def test_lines_show_a_path_as_it_is_typed(tmp_path: Path, elsewhere: Path) -> No
 
 def test_a_path_is_shown_whole_in_a_directory_that_was_removed(tmp_path: Path) -> None:
     """There is nothing that it could be relative to."""
-    script = "import os; from eventrunner.log import shown_path; os.rmdir(os.getcwd()); print(shown_path('/a/b'))"
+    script = (
+        "import os; from eventrunner.report.log import shown_path; os.rmdir(os.getcwd()); print(shown_path('/a/b'))"
+    )
     (tmp_path / "gone").mkdir()
     package = str(Path(__file__).parent.parent)
     done = subprocess.run(

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from eventrunner.bus import Bus
-from eventrunner.connection import Connection, Table, annotate, connection_of
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.connection import Connection, Table, annotate, connection_of
+from eventrunner.bus.freeze import Context
+from eventrunner.bus.options import parse_options
+from eventrunner.bus.plan import Plan, PlanRow, checked_payload, compile_plan
 from eventrunner.errors import OptionError, SignatureError
-from eventrunner.filters import parse_options
-from eventrunner.offload import Context
-from eventrunner.plan import Plan, PlanRow, checked_payload, compile_plan
 
 SENDER = SimpleNamespace(epoch=2, iter=17)
 PAYLOAD = ("dish", "guests")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from eventrunner.bus.priority import Priority, get_priority
 from eventrunner.errors import OptionError
-from eventrunner.priority import Priority, get_priority
 
 NAMES = "HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW, LOWEST"
 

@@ -23,9 +23,9 @@ from tiny import batches, linear, train_step
 from torch.optim.lr_scheduler import StepLR
 
 import eventrunner
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.ledger import TIMED, WHOLE, Ledger
 from eventrunner.hook import Hook
-from eventrunner.ledger import TIMED, WHOLE, Ledger
 from eventrunner.runner import Runner
 
 PACKAGE = str(Path(eventrunner.__file__).parent)

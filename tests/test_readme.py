@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from eventrunner import hooks
-from eventrunner.priority import get_priority
-from eventrunner.sites import CATALOGUE
+from eventrunner.bus.priority import get_priority
+from eventrunner.bus.sites import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_the_first_screen_is_about_25_lines() -> None:
 
 def test_the_receivers_block_runs_as_written() -> None:
     """The second code block connects and registers without an error, and leaves nothing connected behind."""
-    code = "from eventrunner.bus import default_bus\n" + fences("python")[1] + "\ndefault_bus.plan()"
+    code = "from eventrunner.bus.bus import default_bus\n" + fences("python")[1] + "\ndefault_bus.plan()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "every 2 epochs" in done.stdout

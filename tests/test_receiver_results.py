@@ -14,10 +14,10 @@ import torch
 from conftest import MakeRunner
 from tiny import batches, val_step
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.signature import where
 from eventrunner.errors import HookError, OptionError, SignatureError
 from eventrunner.hook import Hook, connect_hook
-from eventrunner.signature import where
 
 ME = "the sender"
 

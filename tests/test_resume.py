@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.manifest import read_manifest, write_manifest
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EarlyStoppingHook, EMAHook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper
 
 
 class Draws(Hook):

@@ -18,13 +18,13 @@ from torch.nn.utils import parametrizations
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from eventrunner import loops
 from eventrunner.checkpoint import Store, load_checkpoint
 from eventrunner.errors import OptionError, Preempted, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EMAHook
+from eventrunner.report.terminal import Bar
 from eventrunner.runner import Runner
-from eventrunner.terminal import Bar
+from eventrunner.session import loops
 
 Make = Callable[..., Runner]
 

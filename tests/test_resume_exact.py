@@ -21,12 +21,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import find_newest, load_checkpoint
 from eventrunner.hooks import EMAHook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
-from eventrunner.state import rng_state, set_rng_state
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.state import rng_state, set_rng_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata calls it

@@ -11,7 +11,7 @@ import torch
 from tiny import options
 from torch import nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpointer import Checkpointer
 from eventrunner.runner import Runner
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventrunner.errors import OptionError
-from eventrunner.rules import GREATER_WORDS, LESS_WORDS, check_monitor, infer_rule, is_better, worst
+from eventrunner.training.rules import GREATER_WORDS, LESS_WORDS, check_monitor, infer_rule, is_better, worst
 
 GREATER = (
     "acc accuracy val/acc testAcc top-1 top1 acc5 accuracy/top5 loss_accuracy recall precision IoU mIoU IoU@0.5 mAP "

@@ -17,7 +17,7 @@ from tiny import forked
 import eventrunner
 from eventrunner.checkpoint import Store
 from eventrunner.errors import CheckpointNotFoundError, OptionError, RunExistsError
-from eventrunner.rundir import (
+from eventrunner.session.rundir import (
     check_free,
     check_sources,
     choose_folder,

@@ -24,16 +24,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eventrunner
 from eventrunner import on
-from eventrunner.bus import Bus, default_bus
+from eventrunner.bus.bus import Bus, default_bus
+from eventrunner.bus.priority import Priority
+from eventrunner.bus.signature import short_path
 from eventrunner.checkpoint import find_newest, load_checkpoint
 from eventrunner.errors import EventRunnerError, HookError, OptionError, UnknownSiteError
 from eventrunner.hook import Hook
 from eventrunner.hooks import CheckpointHook, EarlyStoppingHook, LoggerHook
-from eventrunner.optim import OptimWrapper
-from eventrunner.priority import Priority
 from eventrunner.registry import HOOKS
 from eventrunner.runner import Runner
-from eventrunner.signature import short_path
+from eventrunner.training.optim import OptimWrapper
 
 NO_HOOKS = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
 

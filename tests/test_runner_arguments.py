@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from eventrunner import foreign
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import ArgumentError, CheckpointNotFoundError, EventRunnerError, HookError, OptionError
 from eventrunner.hook import Hook
 from eventrunner.hooks import CheckpointHook
-from eventrunner.optim import OptimWrapper
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper
 
 ALL = ", ".join(Runner.__init__.__kwdefaults__)
 ALL_TRAIN = "by_epoch, max_epochs, max_iters, val_begin, val_interval"

@@ -21,13 +21,13 @@ from conftest import MakeRunner
 from tiny import MeanSquaredError, batches, rows, same, val_step, weights
 from torch.utils.data import DataLoader, TensorDataset
 
-from eventrunner.account import Row, _add
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.errors import LaneTimeoutError, OptionError, Preempted
 from eventrunner.hook import Hook, options
-from eventrunner.lanes import Account, Task
+from eventrunner.lanes.lanes import Account, Task
+from eventrunner.report.account import Row, _add
+from eventrunner.run import RunView
 from eventrunner.runner import Runner
-from eventrunner.view import RunView
 
 QUIET = {"logger": None, "checkpoint": None}
 

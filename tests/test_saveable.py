@@ -15,14 +15,14 @@ from conftest import MakeRunner
 from tiny import batches, same
 from torch import Tensor, nn
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, load_checkpoint
 from eventrunner.checkpointer import Checkpointer
 from eventrunner.errors import CheckpointError, OptionError, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EMAHook
-from eventrunner.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.runner import Runner
+from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
 
 FORMATS = ["safetensors", "pth"]
 both_formats = pytest.mark.parametrize("tree_format", FORMATS)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, ReduceLROnPlateau, StepLR
 
 from eventrunner.errors import OptionError
-from eventrunner.schedule import Schedule, all_schedules, build_schedules
+from eventrunner.training.schedule import Schedule, all_schedules, build_schedules
 
 
 def sgd() -> torch.optim.Optimizer:

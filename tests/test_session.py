@@ -12,7 +12,7 @@ import pytest
 from conftest import MakeRunner
 from tiny import QUIET, batches, forked, options
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.runner import Runner

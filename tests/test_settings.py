@@ -12,7 +12,7 @@ from conftest import MakeRunner
 from torch import nn
 
 from eventrunner.errors import OptionError
-from eventrunner.settings import Randomness, TrainSettings, check_model, check_parameters, compile_options
+from eventrunner.session.settings import Randomness, TrainSettings, check_model, check_parameters, compile_options
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventrunner.bus.signature import Wants, is_async, label, read_wants, short_path, where
 from eventrunner.errors import SignatureError
-from eventrunner.signature import Wants, is_async, label, read_wants, short_path, where
 
 SENDER = object()
 PAYLOAD = {"batch_idx": 3, "data_batch": "data", "outputs": "out"}

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from eventrunner.checkpoint.codec import decode, encode
-from eventrunner.optim import OptimWrapper
-from eventrunner.state import (
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.state import (
     Progress,
     Stateful,
     generator_state,

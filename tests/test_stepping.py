@@ -31,8 +31,8 @@ from torch.optim.lr_scheduler import (
 )
 
 from eventrunner.errors import OptionError
-from eventrunner.schedule import build_schedules
-from eventrunner.stepping import Planned, unit_remarks
+from eventrunner.training.schedule import build_schedules
+from eventrunner.training.stepping import Planned, unit_remarks
 
 Build = Callable[[Optimizer], LRScheduler]
 

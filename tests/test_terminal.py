@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from tiny import batches, options
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.hook import Hook
 from eventrunner.runner import Runner
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 DAY = """
 import functools, sys
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.hook import Hook, connect_hook, options
 
 bus = Bus(())

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.image import Image
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, FileEntry, TensorEntry
 from eventrunner.checkpoint.parts import document_of, make_plan
 from eventrunner.checkpoint.pth import check_plain, plain_tree
 from eventrunner.checkpoint.walk import walk
 from eventrunner.errors import CheckpointError, OptionError, did_you_mean
+from eventrunner.files import disk
 
 __all__ = ["FORMATS", "Contents", "check_tree", "contents_of"]
 
@@ -70,11 +70,11 @@ def check_tree(tree: Mapping[str, Any], tree_format: str) -> None:
 
 
 def _write_each(parts: Mapping[str, memoryview], folder: Path) -> dict[str, FileEntry]:
-    return {name: FileEntry(*files.write_image(folder / name, data)) for name, data in parts.items()}
+    return {name: FileEntry(*disk.write_image(folder / name, data)) for name, data in parts.items()}
 
 
-def _write_one(save: Callable[[files.Sink], object], folder: Path) -> dict[str, FileEntry]:
-    return {PTH_NAME: FileEntry(*files.write_stream(folder / PTH_NAME, save))}
+def _write_one(save: Callable[[disk.Sink], object], folder: Path) -> dict[str, FileEntry]:
+    return {PTH_NAME: FileEntry(*disk.write_stream(folder / PTH_NAME, save))}
 
 
 def _to_bytes(document: Mapping[str, Any]) -> bytes:

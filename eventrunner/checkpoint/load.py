@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.image import memory_of
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, Manifest, read_manifest
 from eventrunner.checkpoint.pth import UNREADABLE, read_tree
 from eventrunner.checkpoint.verify import check_files, is_checkpoint, missing_checkpoint, verify_checkpoint
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError, listed
+from eventrunner.files import disk
 
 __all__ = ["load_checkpoint", "load_weights"]
 
@@ -147,7 +147,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
 
 
 def _document(folder: Path, digests: Mapping[str, str]) -> dict[str, Any]:
-    document = files.read_json(folder / STATE_NAME, STATE_LIMIT, digests.get(STATE_NAME))
+    document = disk.read_json(folder / STATE_NAME, STATE_LIMIT, digests.get(STATE_NAME))
     if not isinstance(document, dict):
         raise CorruptCheckpointError(f"{folder / STATE_NAME} is no JSON object.")
     return document
@@ -162,7 +162,7 @@ def _tensors(
 
 def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     """All tensors of a file, each in memory of its own, into which it is read: the bytes hashed are those returned."""
-    with files.reading(file, digest) as reader:
+    with disk.reading(file, digest) as reader:
         mapped = _mapped(file, reader.name)
         tensors = {name: torch.empty_like(tensor) for name, tensor in mapped.items()}
         header = reader.size - sum(tensor.nbytes for tensor in tensors.values())  # safetensors allows no holes

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from eventrunner.checkpoint import files
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError
+from eventrunner.files import disk
 
 __all__ = [
     "FORMAT",
@@ -136,8 +136,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     data = text[:-1] + _tail_of(text)
     if len(data) > _LIMIT:
         raise CheckpointError(f"the manifest would have {len(data)} bytes, more than the {_LIMIT} that are read.")
-    files.write_bytes(folder / MANIFEST_NAME, data)
-    files.fsync_file(folder / MANIFEST_NAME)
+    disk.write_bytes(folder / MANIFEST_NAME, data)
+    disk.fsync_file(folder / MANIFEST_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -148,9 +148,9 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: of a format that this version doesn't know.
     """
     path = folder / MANIFEST_NAME
-    data = files.read_bytes(path, _LIMIT)
+    data = disk.read_bytes(path, _LIMIT)
     try:
-        body = files.parse_json(_without_digest(data), path)
+        body = disk.parse_json(_without_digest(data), path)
         number = _count(body, "format")
         manifest = _from_json(body) if number == FORMAT else None
     except (ValueError, RecursionError) as error:

@@ -29,7 +29,7 @@ from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import FINITE, newest_finite
 from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
-from eventrunner.lanes import Lanes, Task
+from eventrunner.lanes.lanes import Lanes, Task
 
 __all__ = ["FORMATS", "MODES", "OTHER_LANE", "WRITE_LANE", "Save", "Saver", "stepped_tensors", "watch_steps"]
 

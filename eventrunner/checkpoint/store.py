@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.contents import contents_of
 from eventrunner.checkpoint.image import Image, image_of
@@ -43,6 +42,7 @@ from eventrunner.checkpoint.verify import (
     verify_checkpoint,
 )
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, NoSpaceError, OptionError
+from eventrunner.files import disk
 from eventrunner.version import __version__
 
 __all__ = ["HINT_NAME", "Store"]
@@ -189,7 +189,7 @@ class Store:
         twin = dataclasses.replace(known, meta={**known.meta, **plain_json(meta or {})})
         with self._committing(name) as temp:
             for file in known.files:
-                files.link(origin / file, temp / file)
+                disk.link(origin / file, temp / file)
             write_manifest(temp, twin)
         return self.folder / name
 
@@ -208,11 +208,11 @@ class Store:
         self._check_wanted(name)
         with self._hidden("trash", name) as trash:
             with _noted(name, self.folder, "was not deleted"):
-                files.rename(path, trash)
+                disk.rename(path, trash)
             with _noted(name, self.folder, "is deleted, but not all of it may be gone"):
                 # Else a power cut could bring the name back, with some of the files.
-                files.fsync_folder(self.folder)
-                files.remove_tree(trash)
+                disk.fsync_folder(self.folder)
+                disk.remove_tree(trash)
 
     def names(self) -> list[str]:
         """The names of all checkpoints with a readable manifest, by time and step, the newest last."""
@@ -248,12 +248,12 @@ class Store:
         left = [match for match in matches if match is not None and match.string not in _in_use]
         if left:
             # What was renamed last may not be on the disk. Without it, what is removed here would be needed.
-            files.fsync_folder(self.folder)
+            disk.fsync_folder(self.folder)
         for name in sorted({match["name"] for match in left if match["kind"] == "old"}):
             self._restore(name, [match.string for match in left if match["name"] == name and match["kind"] == "old"])
         removed = [self.folder / match.string for match in left if os.path.lexists(self.folder / match.string)]
         for path in removed:
-            files.remove_tree(path)
+            disk.remove_tree(path)
         return removed
 
     def _listed(self) -> list[str]:
@@ -264,8 +264,8 @@ class Store:
         if _is_name(name) and not os.path.lexists(self.folder / name):
             whole = [path for path in map(self.folder.joinpath, replaced) if _is_whole(path)]
             if whole:
-                files.rename(max(whole, key=_created), self.folder / name)
-                files.fsync_folder(self.folder)
+                disk.rename(max(whole, key=_created), self.folder / name)
+                disk.fsync_folder(self.folder)
 
     def _moment(self) -> datetime.datetime:
         """Now, but after the time of every checkpoint here: they are ordered by it, and a clock may be put back."""
@@ -276,7 +276,7 @@ class Store:
         return self._newest
 
     def _check_space(self, name: str, needed: int) -> None:
-        free = files.free_space(self.folder)
+        free = disk.free_space(self.folder)
         if free is not None and needed > free:
             raise _no_space(name, self.folder, needed, free, os.strerror(errno.ENOSPC))
 
@@ -291,20 +291,20 @@ class Store:
             with _noted(name, self.folder, _NOT_SAVED, needed), _undone_on_failure() as undo:
                 self._make_folder()
                 undo.callback(_discard, temp)
-                files.make_folder(temp)
+                disk.make_folder(temp)
                 yield temp
-                files.fsync_folder(temp)
+                disk.fsync_folder(temp)
                 self._check_wanted(name)
                 if exists:
                     undo.push(_putting_back(old, final))
-                    files.rename(final, old)
+                    disk.rename(final, old)
                     self._check_wanted(name)
-                files.rename(temp, final)
+                disk.rename(temp, final)
             with _noted(name, self.folder, "is in its place, but may not survive a power cut", needed):
-                files.fsync_folder(self.folder)
+                disk.fsync_folder(self.folder)
             if exists:
                 with _noted(name, self.folder, "is committed; what failed came after", needed):
-                    files.remove_tree(old)
+                    disk.remove_tree(old)
 
     def _check_wanted(self, name: str) -> None:
         if self.abandoned:
@@ -312,9 +312,9 @@ class Store:
 
     def _make_folder(self) -> None:
         """Make the folder; whoever made it, or one above it, may not have synced that, so that is done once."""
-        files.make_folders(self.folder)
+        disk.make_folders(self.folder)
         if not self._is_named:
-            files.fsync_parents(self.folder)
+            disk.fsync_parents(self.folder)
             self._is_named = True
 
     @contextlib.contextmanager
@@ -330,10 +330,10 @@ class Store:
     def _point_at(self, name: str) -> None:
         with self._hidden("tmp", HINT_NAME) as temp, _undone_on_failure() as undo:
             undo.callback(_discard, temp)
-            files.write_bytes(temp, name.encode())
-            files.fsync_file(temp)
-            files.rename(temp, self.folder / HINT_NAME)
-        files.fsync_folder(self.folder)
+            disk.write_bytes(temp, name.encode())
+            disk.fsync_file(temp)
+            disk.rename(temp, self.folder / HINT_NAME)
+        disk.fsync_folder(self.folder)
 
 
 def _is_name(name: str) -> bool:
@@ -390,7 +390,7 @@ def _noted(name: str, folder: Path, what: str, needed: int | None = None) -> Ite
     except OSError as error:
         note = f"The checkpoint {name!r} in {folder} {what}."
         if needed is not None and error.errno in _NO_ROOM and not isinstance(error, NoSpaceError):
-            full = _no_space(name, folder, needed, files.free_space(folder) or 0, os.strerror(error.errno))
+            full = _no_space(name, folder, needed, disk.free_space(folder) or 0, os.strerror(error.errno))
             for each in (*getattr(error, "__notes__", ()), note):
                 full.add_note(each)
             raise full from error
@@ -418,7 +418,7 @@ def _undone_on_failure() -> Iterator[contextlib.ExitStack]:
 def _discard(path: Path) -> None:
     # The failure that led here is the one to report; what stays is removed by clean().
     with contextlib.suppress(OSError):
-        files.remove_tree(path)
+        disk.remove_tree(path)
 
 
 def _putting_back(old: Path, final: Path) -> Callable[..., None]:
@@ -427,7 +427,7 @@ def _putting_back(old: Path, final: Path) -> Callable[..., None]:
     def put_back(kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if os.path.lexists(old):
-                files.rename(old, final)
+                disk.rename(old, final)
         except OSError as also:
             if error is not None:
                 error.add_note(

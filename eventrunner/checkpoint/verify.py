@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eventrunner.checkpoint import files
 from eventrunner.checkpoint.manifest import (
     MANIFEST_NAME,
     PTH_NAME,
@@ -20,6 +19,7 @@ from eventrunner.checkpoint.manifest import (
     read_manifest,
 )
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
+from eventrunner.files import disk
 
 __all__ = [
     "FINITE",
@@ -118,7 +118,7 @@ def check_files(folder: Path, manifest: Manifest, digested: Collection[str]) -> 
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     for name in digested:
-        files.check_digest(folder / name, manifest.files[name].digest)
+        disk.check_digest(folder / name, manifest.files[name].digest)
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

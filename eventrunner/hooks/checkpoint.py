@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eventrunner.best import BestScores, best_name, name_list
 from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.checkpoint.contents import check_tree
-from eventrunner.checkpoint.lock import FolderLock
 from eventrunner.checkpoint.manifest import PTH_NAME
 from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
 from eventrunner.errors import (
@@ -30,12 +28,14 @@ from eventrunner.errors import (
     did_you_mean,
     listed,
 )
+from eventrunner.files.lock import FolderLock
 from eventrunner.hook import Hook
-from eventrunner.kept import Kept
 from eventrunner.registry import HOOKS
-from eventrunner.resume import gather
-from eventrunner.rundir import absolute
-from eventrunner.state import check_initialized
+from eventrunner.session.best import BestScores, best_name, name_list
+from eventrunner.session.kept import Kept
+from eventrunner.session.resume import gather
+from eventrunner.session.rundir import absolute
+from eventrunner.training.state import check_initialized
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.rules import check_monitor, infer_rule, is_better, tell_rule, worst
+from eventrunner.training.rules import check_monitor, infer_rule, is_better, tell_rule, worst
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

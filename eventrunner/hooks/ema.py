@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from eventrunner.averaging import (
+from eventrunner.errors import OptionError, did_you_mean, listed
+from eventrunner.hook import Hook
+from eventrunner.registry import HOOKS
+from eventrunner.session.resume import left_out
+from eventrunner.training.averaging import (
     ExponentialMovingAverage,
     MomentumAnnealingEMA,
     Pair,
@@ -20,13 +24,9 @@ from eventrunner.averaging import (
     paired_buffers,
     paired_parameters,
 )
-from eventrunner.device import resolve_device
-from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.hook import Hook
-from eventrunner.registry import HOOKS
-from eventrunner.resume import left_out
-from eventrunner.state import check_initialized
-from eventrunner.weights import load_model, load_what_fits
+from eventrunner.training.device import resolve_device
+from eventrunner.training.state import check_initialized
+from eventrunner.training.weights import load_model, load_what_fits
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

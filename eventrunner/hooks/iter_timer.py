@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventrunner.errors import OptionError
-from eventrunner.history import SETTLE_EVERY
 from eventrunner.hook import Hook
-from eventrunner.order import batch_count
 from eventrunner.registry import HOOKS
-from eventrunner.state import Progress
+from eventrunner.report.history import SETTLE_EVERY
+from eventrunner.training.order import batch_count
+from eventrunner.training.state import Progress
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

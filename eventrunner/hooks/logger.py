@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.account import account_of
-from eventrunner.best import best_name
 from eventrunner.errors import LaneError, MissingExtraError, OptionError, RunExistsError
 from eventrunner.hook import Hook
-from eventrunner.lanes import Task
-from eventrunner.log import RowLog, headed, shown, shown_path
+from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
-from eventrunner.rundir import absolute
-from eventrunner.soon import Soon
-from eventrunner.terminal import Bar, conclude, introduce
+from eventrunner.report.account import account_of
+from eventrunner.report.log import RowLog, headed, shown, shown_path
+from eventrunner.report.soon import Soon
+from eventrunner.report.terminal import Bar, conclude, introduce
+from eventrunner.session.best import best_name
+from eventrunner.session.rundir import absolute
 from eventrunner.units import clock, duration, pace
 
 if TYPE_CHECKING:
-    from eventrunner.lanes import Lanes
+    from eventrunner.lanes.lanes import Lanes
     from eventrunner.runner import Runner
 
 __all__ = ["LOG_LANE", "LoggerHook"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.schedule import Schedule, all_schedules
+from eventrunner.training.schedule import Schedule, all_schedules
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eventrunner.errors import OptionError
-from eventrunner.history import SETTLE_EVERY, HistoryBuffer, Scalar, scalar_of
 from eventrunner.hook import Hook
 from eventrunner.hooks.iter_timer import TIMES, IterTimerHook
 from eventrunner.registry import HOOKS
+from eventrunner.report.history import SETTLE_EVERY, HistoryBuffer, Scalar, scalar_of
 from eventrunner.version import __version__
 
 if TYPE_CHECKING:
-    from eventrunner.optim import OptimWrapper
     from eventrunner.runner import Runner
+    from eventrunner.training.optim import OptimWrapper
 
 __all__ = ["RuntimeInfoHook"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventrunner.hook import Hook
-from eventrunner.order import announce
 from eventrunner.registry import HOOKS
+from eventrunner.training.order import announce
 
 if TYPE_CHECKING:
     from eventrunner.runner import Runner

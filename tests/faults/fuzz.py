@@ -62,7 +62,7 @@ def _manifest() -> Target:
 
 def _document() -> Target:
     """Any text as a document."""
-    files, codec, torch = _module("checkpoint.files"), _module("checkpoint.codec"), importlib.import_module("torch")
+    files, codec, torch = _module("files.disk"), _module("checkpoint.codec"), importlib.import_module("torch")
 
     def read(data: bytes, folder: Path) -> None:
         found = files.parse_json(data, folder)

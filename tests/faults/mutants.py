@@ -24,7 +24,7 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-_FILES, _STORE = "checkpoint/files.py", "checkpoint/store.py"
+_FILES, _STORE = "files/disk.py", "checkpoint/store.py"
 _CUTS = ("tests/faults/test_power_cut.py",)
 _FAULTS = ("tests/faults/test_disk_faults.py",)
 _KILLS = ("tests/faults/test_kill_points.py",)
@@ -57,30 +57,30 @@ _SYNCS = (
     Mutant(
         "the manifest is not synced",
         "checkpoint/manifest.py",
-        "    files.fsync_file(folder / MANIFEST_NAME)\n",
+        "    disk.fsync_file(folder / MANIFEST_NAME)\n",
         "",
         _CUTS,
     ),
-    Mutant("the temporary folder is not synced", _STORE, "                files.fsync_folder(temp)\n", "", _CUTS),
+    Mutant("the temporary folder is not synced", _STORE, "                disk.fsync_folder(temp)\n", "", _CUTS),
     Mutant(
         "the folder of checkpoints is not synced after the rename",
         _STORE,
-        'may not survive a power cut", needed):\n                files.fsync_folder(self.folder)',
+        'may not survive a power cut", needed):\n                disk.fsync_folder(self.folder)',
         'may not survive a power cut", needed):\n                pass',
         _CUTS,
     ),
     Mutant(
         "the hint is not synced before it takes the old one's place",
         _STORE,
-        "            files.fsync_file(temp)\n            files.rename(temp, self.folder / HINT_NAME)",
-        "            files.rename(temp, self.folder / HINT_NAME)",
+        "            disk.fsync_file(temp)\n            disk.rename(temp, self.folder / HINT_NAME)",
+        "            disk.rename(temp, self.folder / HINT_NAME)",
         _CUTS,
     ),
     Mutant(
         "the folder gets its name before it is synced",
         _STORE,
-        "                yield temp\n                files.fsync_folder(temp)",
-        "                yield temp\n                undo.callback(files.fsync_folder, final)",
+        "                yield temp\n                disk.fsync_folder(temp)",
+        "                yield temp\n                undo.callback(disk.fsync_folder, final)",
         _CUTS,
     ),
     Mutant(
@@ -97,14 +97,14 @@ _FOLDERS = (
     Mutant(
         "the folder's own name is not synced",
         _STORE,
-        "            files.fsync_parents(self.folder)\n",
+        "            disk.fsync_parents(self.folder)\n",
         "",
         _CUTS,
     ),
     Mutant(
         "what is cleared away was renamed for nobody but the kernel",
         _STORE,
-        "            files.fsync_folder(self.folder)\n        for name in sorted(",
+        "            disk.fsync_folder(self.folder)\n        for name in sorted(",
         "            pass\n        for name in sorted(",
         _CUTS,
     ),
@@ -170,15 +170,15 @@ _ORDER = (
     Mutant(
         "what was half written stays under its hidden name",
         _STORE,
-        "                undo.callback(_discard, temp)\n                files.make_folder(temp)",
-        "                files.make_folder(temp)",
+        "                undo.callback(_discard, temp)\n                disk.make_folder(temp)",
+        "                disk.make_folder(temp)",
         _FAULTS,
     ),
     Mutant(
         "an older checkpoint is removed before the new one has its name",
         _STORE,
-        "                    undo.push(_putting_back(old, final))\n                    files.rename(final, old)\n",
-        "                    files.remove_tree(final)\n                    files.make_folder(old)\n",
+        "                    undo.push(_putting_back(old, final))\n                    disk.rename(final, old)\n",
+        "                    disk.remove_tree(final)\n                    disk.make_folder(old)\n",
         _KILLS,
     ),
     Mutant(
@@ -191,7 +191,7 @@ _ORDER = (
     Mutant(
         "a checkpoint is deleted where it stands",
         _STORE,
-        "                files.rename(path, trash)",
+        "                disk.rename(path, trash)",
         "                trash = path",
         _KILLS,
     ),
@@ -204,7 +204,7 @@ _ORDER = (
     ),
     Mutant(
         "one less is kept",
-        "kept.py",
+        "session/kept.py",
         "        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
         "        keep = max(keep - 1, 1)\n        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
         _KILLED + _HOOK,
@@ -257,7 +257,7 @@ _COPIES = (
     ),
     Mutant(
         "gradients that accumulate are copied late",
-        "resume.py",
+        "session/resume.py",
         "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
         "    yield from _gradients(runner).values()\n"
         "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
@@ -348,14 +348,14 @@ _LOADS = (
 _RUNS = (
     Mutant(
         "a resumed run draws other numbers",
-        "resume.py",
+        "session/resume.py",
         '    runner.pending_rng = checkpoint["rng"]\n',
         "",
         _EXACT,
     ),
     Mutant(
         "a resumed run keeps the rows that it writes again",
-        "log.py",
+        "report/log.py",
         'return bool(row["step"] <= step and not repeated)',
         "return True",
         _KILLED,
@@ -369,56 +369,56 @@ _RUNS = (
     ),
     Mutant(
         "a failed save is kept silent",
-        "lane.py",
+        "lanes/lane.py",
         '        if task.on_error == "raise":\n            self.shared.keep(error)\n            return\n',
         '        if task.on_error == "raise":\n            return\n',
         ("tests/test_runner_lanes.py::test_a_failing_write_is_raised_at_the_next_iteration_and_deletes_nothing",),
     ),
     Mutant(
         "jobs that wait when the lanes are closed are dropped",
-        "lanes.py",
+        "lanes/lanes.py",
         "            gives_up = not self._drain(until)\n            if gives_up:",
         "            if not gives_up:",
         ("tests/test_lanes.py::test_leaving_by_an_exception_does_all_queued_jobs_first",),
     ),
     Mutant(
         "a lane runs its newest job first",
-        "lane.py",
+        "lanes/lane.py",
         "                job = self.jobs.popleft()\n            except IndexError:  # a token too many",
         "                job = self.jobs.pop()\n            except IndexError:  # a token too many",
         _MACHINE,
     ),
     Mutant(
         "a barrier isn't waited for",
-        "lane.py",
+        "lanes/lane.py",
         "        if self.passed >= number:\n            return\n",
         "        if self.passed >= number or label:\n            return\n",
         _MACHINE,
     ),
     Mutant(
         "a lane that goes on is taken for one that hangs",
-        "lane.py",
+        "lanes/lane.py",
         "                if (now := self._finished()) != done:",
         "                if (now := self._finished()) < done:",
         ("tests/faults/test_hanging.py::test_a_lane_that_goes_on_is_waited_for_beyond_the_deadline",),
     ),
     Mutant(
         "a plan of receivers that are gone may stay",
-        "plan.py",
+        "bus/plan.py",
         "            way.plans = _Plans(self._first(mode))",
         "            way.plans.clear()",
         _THREADS,
     ),
     Mutant(
         "connections are changed by several threads at once",
-        "offload.py",
+        "bus/freeze.py",
         "        self._lock.acquire()\n        self._depth += 1",
         "        self._lock.acquire(blocking=False)\n        self._depth += 1",
         _THREADS,
     ),
     Mutant(
         "two processes may write to one folder",
-        "checkpoint/lock.py",
+        "files/lock.py",
         "        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         ("tests/test_checkpoint_lock.py",),

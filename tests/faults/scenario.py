@@ -16,13 +16,13 @@ import torch
 from tiny import same
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
-from eventrunner.checkpoint.lock import LOCK_NAME, FolderLock
 from eventrunner.checkpoint.saver import Save, Saver
 from eventrunner.checkpoint.store import HINT_NAME
 from eventrunner.checkpoint.verify import is_checkpoint
 from eventrunner.errors import CheckpointError
-from eventrunner.lanes import Lanes
-from eventrunner.rundir import RUN_FILE, claim, read_run, write_run
+from eventrunner.files.lock import LOCK_NAME, FolderLock
+from eventrunner.lanes.lanes import Lanes
+from eventrunner.session.rundir import RUN_FILE, claim, read_run, write_run
 
 Tell = Callable[[str], None]
 Work = Callable[[Path, Tell], None]

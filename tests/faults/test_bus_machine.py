@@ -25,11 +25,11 @@ from hypothesis.stateful import (
 from model import SITES, BoomError, Conn, Model, Offload, Raised
 from tally import LONG, MakeRow
 
-import eventrunner.lanes
-from eventrunner.bus import ANY, Bus
+import eventrunner.lanes.lanes
+from eventrunner.bus.bus import ANY, Bus
 from eventrunner.errors import LaneFullError, LaneTimeoutError
-from eventrunner.lane import lane_here
-from eventrunner.lanes import Lanes, Task
+from eventrunner.lanes.lane import lane_here
+from eventrunner.lanes.lanes import Lanes, Task
 
 LANES = ("a", "b", "c")
 SENDERS = ("x", "y")
@@ -422,9 +422,9 @@ def raised(step: Callable[[], None]) -> list[Raised]:
 @pytest.fixture(autouse=True)
 def _short_grace() -> Iterator[None]:
     """A job that is given up here never ends by being cancelled, so there is nothing to be waited for."""
-    before, eventrunner.lanes._GRACE = eventrunner.lanes._GRACE, 0.01
+    before, eventrunner.lanes.lanes._GRACE = eventrunner.lanes.lanes._GRACE, 0.01
     yield
-    eventrunner.lanes._GRACE = before
+    eventrunner.lanes.lanes._GRACE = before
 
 
 @pytest.mark.parametrize(("examples", "steps"), [(100, 40), pytest.param(2000, 60, marks=LONG)])

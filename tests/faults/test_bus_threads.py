@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tally import LONG, MakeRow, Row
 
-from eventrunner.bus import Bus
-from eventrunner.offload import Changes
+from eventrunner.bus.bus import Bus
+from eventrunner.bus.freeze import Changes
 
 EMITTING = 6
 """How many threads put jobs in."""

@@ -23,7 +23,7 @@ from test_checkpoint_disk import can_fail_calls, can_mount
 from tiny import options
 from trial import COMMITTED, RUN, Trial, operations, prepare
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, find_newest, verify_checkpoint
 from eventrunner.checkpoint.store import HINT_NAME
 from eventrunner.checkpoint.verify import listing

@@ -17,7 +17,7 @@ import pytest
 from tally import LONG, MakeRow
 
 from eventrunner.checkpoint import find_newest, verify_checkpoint
-from eventrunner.preempt import EXIT_CODE, SIGNALS
+from eventrunner.lanes.signals import EXIT_CODE, SIGNALS
 
 TRAINING = '''
 import signal

@@ -20,10 +20,10 @@ import anyio
 import pytest
 from tally import LONG, MakeRow
 
-import eventrunner.lane
-from eventrunner.bus import Bus
+import eventrunner.lanes.lane
+from eventrunner.bus.bus import Bus
 from eventrunner.errors import LaneError, LaneTimeoutError
-from eventrunner.lanes import BACKENDS, Lanes, Task
+from eventrunner.lanes.lanes import BACKENDS, Lanes, Task
 
 DEADLINE = 0.2
 KINDS = ("thread", "async", "process")
@@ -256,9 +256,9 @@ def test_a_job_that_waits_for_a_lane_that_goes_on_is_waited_for_beyond_the_deadl
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """What is reported after half a minute is reported at once."""
-    before, eventrunner.lane.SLOW = eventrunner.lane.SLOW, 0.02
+    before, eventrunner.lanes.lane.SLOW = eventrunner.lanes.lane.SLOW, 0.02
     yield
-    eventrunner.lane.SLOW = before
+    eventrunner.lanes.lane.SLOW = before
 
 
 @pytest.mark.usefixtures("impatient")
@@ -376,8 +376,8 @@ def script(code: str, folder: Path) -> subprocess.Popen[str]:
     start = f"""
         import signal, sys, threading, time
         sys.path[:0] = [{here!r}, {os.path.dirname(here)!r}]
-        from eventrunner.bus import Bus
-        from eventrunner.lanes import Lanes, Task
+        from eventrunner.bus.bus import Bus
+        from eventrunner.lanes.lanes import Lanes, Task
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say = lambda *what: print(*what, flush=True)
         def stuck(lane=None):

@@ -16,9 +16,9 @@ from tally import MakeRow
 from test_hostile import seen
 
 from eventrunner.checkpoint import Store, find_newest, load_weights
-from eventrunner.checkpoint.lock import LOCK_NAME, FolderLock
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, PTH_NAME
-from eventrunner.rundir import choose_folder
+from eventrunner.files.lock import LOCK_NAME, FolderLock
+from eventrunner.session.rundir import choose_folder
 
 KNOWN = ("returned", "CheckpointError", "CheckpointNotFoundError", "CorruptCheckpointError")
 ITS_OWN = (*KNOWN, "LockedError", "OSError", "OptionError")

@@ -37,8 +37,8 @@ from training import (
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
 from eventrunner.errors import CheckpointError
-from eventrunner.lanes import Task
-from eventrunner.preempt import EXIT_CODE
+from eventrunner.lanes.lanes import Task
+from eventrunner.lanes.signals import EXIT_CODE
 
 _AT_MOST = 60  # seconds that a life may take, however busy the machine is
 _OFTEN = 200  # kills, among which there are some of each sort

@@ -17,8 +17,8 @@ import pytest
 from tally import LONG, MakeRow, Row
 from tiny import QUIET, options
 
-from eventrunner.bus import Bus
-from eventrunner.lanes import BACKENDS
+from eventrunner.bus.bus import Bus
+from eventrunner.lanes.lanes import BACKENDS
 from eventrunner.runner import Runner
 
 STRETCHES = 4

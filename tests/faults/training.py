@@ -19,7 +19,7 @@ from tiny import TIMES, MeanSquaredError, batches, options, val_step
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from eventrunner.bus import Bus
+from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import find_newest, load_checkpoint
 from eventrunner.checkpoint.saver import MODES
 from eventrunner.runner import Runner
