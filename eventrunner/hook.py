@@ -10,14 +10,16 @@ import functools
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from eventrunner.bus.bus import Bus, Site
 from eventrunner.bus.connection import Connection
 from eventrunner.bus.options import parse_options
 from eventrunner.bus.priority import Priority, get_priority
-from eventrunner.bus.signature import Receiver, is_plain, label, where
+from eventrunner.bus.signature import Receiver, is_plain, label, where, working_directory
 from eventrunner.bus.sites import RUN_SITES
 from eventrunner.errors import HookError, OptionError, SignatureError, did_you_mean
 from eventrunner.foreign import SITES, private_hint, site_hint
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from eventrunner.runner import Runner
 
-__all__ = ["Hook", "HookHandle", "connect_hook", "options", "site_methods"]
+__all__ = ["Hook", "HookHandle", "connect_hook", "options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Batch = Any
@@ -278,22 +280,7 @@ class HookHandle:
 
     def connect(self, site: Site, method: Receiver, connection: Connection) -> None:
         """Connect one method as it was read, to be disconnected with the others."""
-        site.admit(connection, method, self.sender)
-        self._connected.append((site, method, site.connection(method, self.sender)))
-
-    def pass_on(self, fan_in: Receiver, mode: str) -> None:
-        """Say that the method connected last does nothing but call *fan_in*, so that emissions can do so themselves."""
-        connection = self._connected[-1][2]
-        if connection is not None:
-            connection.location = where(fan_in)
-            payload, parameters = connection.payload or (), inspect.signature(fan_in).parameters
-            in_order = tuple(parameters) == ("runner", *payload, "mode")
-            if (
-                in_order
-                and is_plain(fan_in)
-                and not any(each.kind is each.KEYWORD_ONLY for each in parameters.values())
-            ):
-                connection.shortcut = fan_in, payload, mode
+        self._connected.append((site, method, site.admit(connection, method, self.sender)))
 
     def remove(self) -> None:
         """Disconnect every method of the hook from this sender; a second time does nothing."""
@@ -334,41 +321,115 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
         "label": _name(hook),
         "mutates": getattr(hook, "mutates", None),
     }
-    names = _methods(hook)
-    _refuse_near_misses(bus, hook, names)
-    methods: dict[str, tuple[Receiver, Connection]] = {}
-    for name in _of_sites(names, bus):
-        site = bus.find(name, name) if name in bus else bus.draft(name)  # declared once nothing can be refused any more
-        method = getattr(hook, name)
-        methods[name] = method, site.check(method, **{**common, **_options(hook, name)})
-    sources = {name: _source(hook, name) or name for name in methods}
-    for fan_in in _FAN_IN:
-        if fan_in in sources.values():
-            _check_fan_in(hook, fan_in)
+    kind = _kind_of(hook)
+    _refuse_near_misses(bus, hook, kind)
+    known = kind.connections.setdefault((common["priority"], repr(common["mutates"]), working_directory()), {})
+    methods: list[tuple[str, Receiver, Connection]] = []
+    for method in kind.methods:
+        if method.name in bus or method.name.startswith(_PREFIXES):
+            # What isn't there is declared once nothing can be refused any more.
+            site = bus.find(method.name, method.name) if method.name in bus else bus.draft(method.name)
+            receiver = getattr(hook, method.name)
+            methods.append((method.name, receiver, _connection(hook, receiver, method, site, common, known)))
     handle = HookHandle(hook, sender)
     try:
-        for name, (method, connection) in methods.items():
+        for name, receiver, connection in methods:
             site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
-            handle.connect(site, method, connection)
-            if sources[name] in _FAN_IN:  # plans and errors point at the hook's own code, not at Hook's
-                handle.pass_on(getattr(hook, sources[name]), name.split("_")[1])
+            handle.connect(site, receiver, connection)
     except BaseException:  # a receiver of receiver_connected failed
         handle.remove()
         raise
     return handle
 
 
-def site_methods(hook: Any, sites: Container[str] = ()) -> Iterator[str]:
-    """The names of *hook*'s methods that are to be connected.
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A public method that a hook doesn't merely inherit from ``Hook``.
 
-    These are the ones that it doesn't merely inherit from ``Hook`` and that begin with ``before_``, ``after_`` or
-    ``on_``, or are called like one of *sites*.
+    ``source`` is the one that has the hook's own code for it, ``options`` are what :func:`options` gave that.
     """
-    return _of_sites(_methods(hook), sites)
+
+    name: str
+    source: str
+    options: Mapping[str, Any]
 
 
-def _of_sites(names: Iterable[str], sites: Container[str]) -> Iterator[str]:
-    return (name for name in names if name.startswith(_PREFIXES) or name in sites)
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What was read of a class of hooks, for all of its objects that have no function of their own among *names*.
+
+    ``contents`` are what the class had then. ``connections`` are those of its methods, by what they depend on besides,
+    with nobody as the receiver. None of it holds the class, which may be one of many that are made and dropped.
+    """
+
+    contents: Sequence[tuple[str, int]]
+    names: frozenset[str]
+    methods: Sequence[_Method]
+    connections: dict[Hashable, dict[Hashable, Connection]] = field(default_factory=dict)
+
+
+_kinds: weakref.WeakKeyDictionary[type, _Kind] = weakref.WeakKeyDictionary()
+
+
+def _kind_of(hook: Any) -> _Kind:
+    """Read the methods of *hook*: once for its class, as long as neither that nor the object is changed.
+
+    Raises:
+        HookError: a private method is named almost like one that is called, or as one that is in another framework.
+        SignatureError: a fan-in method can't take what it is called with.
+    """
+    cls = type(hook)
+    # Without its private names, of which Python adds one when it is asked for annotations.
+    contents = [(name, id(own)) for each in cls.__mro__[:-1] for name, own in vars(each).items() if name[:2] != "__"]
+    kind = _kinds.get(cls)
+    if kind is not None and kind.contents == contents and kind.names.isdisjoint(_own(hook)):
+        return kind
+    _refuse_uncalled_private(hook)
+    methods = [_Method(name, _source(hook, name) or name, _options(hook, name)) for name in _methods(hook)]
+    for fan_in in _FAN_IN:
+        if any(method.source == fan_in for method in methods):
+            _check_fan_in(hook, fan_in)
+    names = {name for name in (*dir(cls), *dir(Hook)) if name[:1] != "_" or name in _FAN_IN}
+    called = {name for name in names if callable(getattr(cls, name, None)) or callable(getattr(Hook, name, None))}
+    kind = _Kind(contents, frozenset(called), methods)
+    functions = [value for method in methods for value in method.options.values() if callable(value)]
+    if kind.names.isdisjoint(_own(hook)) and not functions:
+        _kinds[cls] = kind
+    return kind
+
+
+def _connection(
+    hook: Any,
+    receiver: Receiver,
+    method: _Method,
+    site: Site,
+    common: Mapping[str, Any],
+    known: dict[Hashable, Connection],
+) -> Connection:
+    """Read a method as a connection to *site*, or take it from one that is *known* of such a hook."""
+    fan_in = getattr(hook, method.source) if method.source in _FAN_IN else None
+    traits = site.traits
+    if traits in known:
+        return known[traits].of_another(receiver, fan_in)
+    connection = site.check(receiver, **{**common, **method.options})
+    if fan_in is not None:  # plans and errors point at the hook's own code, not at Hook's
+        connection.location = where(fan_in)
+        if _takes_in_order(fan_in, connection.payload or ()):
+            connection.shortcut = fan_in, connection.payload or (), method.name.split("_")[1]
+    if not connection.is_conditional and connection.task is None:
+        known[traits] = connection.of_another(_nobody, _nobody)
+    return connection
+
+
+def _nobody() -> None:
+    """Stands for a method of no hook in particular."""
+
+
+def _takes_in_order(fan_in: Receiver, payload: Sequence[str]) -> bool:
+    """Whether an emission can call it by position, as the method of ``Hook`` that would call it does."""
+    parameters = inspect.signature(fan_in).parameters
+    by_keyword = any(each.kind is each.KEYWORD_ONLY for each in parameters.values())
+    return tuple(parameters) == ("runner", *payload, "mode") and is_plain(fan_in) and not by_keyword
 
 
 def _methods(hook: Any) -> list[str]:
@@ -423,7 +484,17 @@ def _priority(hook: Any, priority: int | str | Priority | None) -> int:
         raise OptionError(f"connecting {_name(hook)}: {error}") from None
 
 
-def _refuse_near_misses(bus: Bus, hook: Any, names: Iterable[str]) -> None:
+def _refuse_near_misses(bus: Bus, hook: Any, kind: _Kind) -> None:
+    sites = tuple(site.name for site in bus)
+    for method in kind.methods:
+        reason = "" if method.name in bus else _near_miss(method.name, sites)
+        if reason:
+            raise HookError(
+                f"hook {_name(hook)} has a method {method.name!r} ({where(getattr(hook, method.name))}){reason}"
+            )
+
+
+def _refuse_uncalled_private(hook: Any) -> None:
     for name in dir(type(hook)):
         if name[:1] != "_" or name in _FAN_IN:
             continue
@@ -436,10 +507,6 @@ def _refuse_near_misses(bus: Bus, hook: Any, names: Iterable[str]) -> None:
     for cls in type(hook).__mro__:
         if cls.__module__.startswith("eventrunner.hooks."):
             _refuse_uncalled(hook, cls)
-    for name in names:
-        reason = "" if name in bus else _near_miss(name, [site.name for site in bus])
-        if reason:
-            raise HookError(f"hook {_name(hook)} has a method {name!r} ({where(getattr(hook, name))}){reason}")
 
 
 def _refuse_uncalled(hook: Any, builtin: type) -> None:
@@ -455,7 +522,8 @@ def _refuse_uncalled(hook: Any, builtin: type) -> None:
             )
 
 
-def _near_miss(name: str, sites: Sequence[str]) -> str:
+@functools.lru_cache(maxsize=1024)
+def _near_miss(name: str, sites: tuple[str, ...]) -> str:
     """How the error goes on for a method whose name is a slip or another framework's; empty for an honest one."""
     prefixed = name.startswith(_PREFIXES)
     hint = site_hint(name) if prefixed or name in SITES else None

@@ -16,7 +16,7 @@ from eventrunner.bus.plan import PlanRow
 from eventrunner.bus.priority import Priority
 from eventrunner.bus.sites import RUN_SITES
 from eventrunner.errors import HookError, OptionError, SignatureError
-from eventrunner.hook import Hook, connect_hook, options, site_methods
+from eventrunner.hook import Hook, connect_hook, options
 
 Calls = list[Any]
 RUN = "run"
@@ -117,7 +117,7 @@ def test_a_method_that_a_subclass_sets_to_none_is_not_connected() -> None:
     class Child(type(overriding("after_run"))):  # type: ignore[misc]
         after_run = None
 
-    assert list(site_methods(Child())) == []
+    assert connect_hook(Bus(), Child(), RUN).sites == ()
     assert Child().get_triggered_stages() == []
 
 
@@ -129,6 +129,49 @@ def test_a_method_patched_onto_an_instance_is_connected() -> None:
     bus.after_run.emit(RUN)
     assert calls == [RUN]
     assert hook.get_triggered_stages() == ["after_run"]
+
+
+def test_a_hook_whose_class_was_changed_is_connected_as_that_is_now() -> None:
+    """Classes are read once, and again when a method was added, exchanged or taken away."""
+    bus, calls = Bus(), Calls()
+
+    class Changing(Hook):
+        def before_run(self, runner: Any) -> None:
+            """To be taken away."""
+
+        def after_run(self) -> None:
+            """Take nothing, as yet."""
+
+    connect_hook(bus, Changing(), "another run")
+    Changing.after_run = lambda self, runner: calls.append(runner)  # type: ignore[assignment,misc]
+    Changing.before_train = lambda self, runner: None  # type: ignore[assignment,method-assign]
+    del Changing.before_run
+    handle = connect_hook(bus, Changing(), RUN)
+    assert [site.name for site in handle.sites] == ["after_run", "before_train"]
+    bus.after_run.emit(RUN)
+    assert calls == [RUN]
+
+
+def test_hooks_of_one_class_have_each_their_own_priority_and_counts() -> None:
+    """What is read once is neither an object's nor a connection's."""
+    bus, calls = Bus(), Calls()
+
+    class Named(Hook):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def before_run(self, runner: Any) -> None:
+            calls.append(self.name)
+
+        @options(once=True)
+        def after_run(self, runner: Any) -> None:
+            calls.append(self.name)
+
+    for name, priority in (("late", 60), ("early", 40), ("later", 60)):
+        connect_hook(bus, Named(name), RUN, priority)
+    for site in (bus.before_run, bus.after_run, bus.after_run):
+        site.emit(RUN)
+    assert calls == ["early", "late", "later"] * 2
 
 
 def test_a_property_is_neither_connected_nor_evaluated() -> None:
@@ -151,7 +194,7 @@ def test_an_attribute_that_isnt_a_function_is_not_connected(value: Any) -> None:
     """``EmptyCacheHook(after_epoch=True)`` keeps what it was given."""
     hook = Hook()
     hook.after_run = value
-    assert list(site_methods(hook)) == []
+    assert connect_hook(Bus(), hook, RUN).sites == ()
 
 
 def test_the_kinds_of_methods_that_a_class_can_have_are_all_connected() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eventrunner.bus.options import Filter, LaneOptions, Options
@@ -92,6 +92,14 @@ class Connection:
             wants = self._wants(self.receiver, payload), self._wants(self.options.when, payload)
             self._readings[payload] = wants
         return wants
+
+    def of_another(self, receiver: Receiver, fan_in: Receiver | None = None) -> Connection:
+        """Return the same of *receiver*, the same method of another object, not yet anybody's; for what is inline.
+
+        *fan_in* is the other object's, where this one has a shortcut.
+        """
+        shortcut = None if fan_in is None or self.shortcut is None else (fan_in, *self.shortcut[1:])
+        return replace(self, target=receiver, shortcut=shortcut, order=0, weak=False, sender=None)
 
     def _wants(self, function: Receiver | None, payload: tuple[str, ...]) -> Wants:
         return _NOTHING if function is None else read_wants(function, self.site, payload, self.elsewhere)
@@ -198,7 +206,9 @@ class Table:
             bucket.pop(receiver_id, None)
             if not bucket:
                 self._by_sender.pop(sender_id, None)
-        self._tell({each.barrier for each in (old, connection) if each is not None})
+        for each in (old, connection):
+            if each is not None and each.task is not None:
+                self._tell([each.barrier])
 
     def clear(self) -> None:
         """Take all out."""

@@ -43,17 +43,20 @@ class Changes:
         return Changes, ()  # a copy of a bus has its own
 
     def __enter__(self) -> None:
-        self._look_after()
+        if self._left:
+            self._look_after()
         self._lock.acquire()
         self._depth += 1
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._catch_up()
+            if self._left:
+                self._catch_up()
         finally:
             self._depth -= 1
             self._lock.release()
-        self._look_after()
+        if self._left:
+            self._look_after()
 
     def leave(self, change: Callable[[], object]) -> None:
         """Have *change* made at once, or soon by another."""

@@ -508,13 +508,17 @@ class Emissions:
         self._emitters.add(emitters)
         self._refresh(emitters)
 
-    def changed(self) -> None:
-        """Forget what was compiled; called, as :meth:`attach` is, by one thread at a time."""
+    def changed(self, sender_id: Hashable = None) -> None:
+        """Forget what was compiled; called, as :meth:`attach` is, by one thread at a time.
+
+        Where only what is connected to one sender has changed, only its ``Emitters`` are out of date.
+        """
         for mode, way in tuple(self._ways.items()):
             # Not cleared: another thread may be about to put in what it has compiled of the old ones.
             way.plans = _Plans(self._first(mode))
         for emitters in self._emitters:
-            self._refresh(emitters)
+            if sender_id in (None, self.table.anybody, emitters._sender_id):  # noqa: SLF001  # see _refresh
+                self._refresh(emitters)
 
     def _refresh(self, emitters: Emitters) -> None:
         sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's

@@ -20,7 +20,18 @@ from typing import Any
 from eventrunner.errors import SignatureError, did_you_mean, listed
 from eventrunner.lanes.task import is_async
 
-__all__ = ["SENDER", "Receiver", "Wants", "is_async", "is_plain", "label", "read_wants", "short_path", "where"]
+__all__ = [
+    "SENDER",
+    "Receiver",
+    "Wants",
+    "is_async",
+    "is_plain",
+    "label",
+    "read_wants",
+    "short_path",
+    "where",
+    "working_directory",
+]
 
 Receiver = Callable[..., Any]
 
@@ -212,14 +223,15 @@ def where(receiver: Receiver) -> str:
 
 def short_path(filename: str) -> str:
     """A path relative to the package's folder or the working directory, if it lies below one of them."""
-    for base in (_PACKAGE_PARENT, _working_directory()):
+    for base in (_PACKAGE_PARENT, working_directory()):
         if filename.startswith(base + os.sep):
             return filename[len(base) + 1 :]
     return filename
 
 
-def _working_directory() -> str:
+def working_directory() -> str:
+    """Return it; that of the package where it was removed."""
     try:
         return os.getcwd()
-    except OSError:  # it was removed
+    except OSError:
         return _PACKAGE_PARENT

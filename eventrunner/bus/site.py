@@ -84,6 +84,12 @@ class Site(blinker.Signal):
         """The names of the keyword arguments of an emission, or None where they are open."""
         return self._emissions.payload
 
+    @property
+    def traits(self) -> tuple[str, Unit, tuple[str, ...] | None, frozenset[str]]:
+        """All of the site that a reading of a receiver depends on: what comes last isn't meant for the sender."""
+        elsewhere = self._context.names | (NOT_SENDERS if self.name in _OF_RUNS else frozenset())
+        return self.name, self.unit, self._emissions.payload, elsewhere
+
     @functools.cached_property
     def receiver_connected(self) -> Site:
         """Emitted by the site at the end of each :meth:`connect`, with its receiver, sender and weak."""
@@ -163,9 +169,12 @@ class Site(blinker.Signal):
         self.admit(connection, receiver, sender, weak)
         return receiver
 
-    def admit(self, connection: Connection, receiver: Receiver, sender: Any = ANY, weak: bool = False) -> None:
-        """Connect *receiver* as :meth:`check` has read it; each reading serves once."""
-        if sender is not ANY:  # it is there, and would be made once more; anybody may come to be where it isn't
+    def admit(
+        self, connection: Connection, receiver: Receiver, sender: Any = ANY, weak: bool = False
+    ) -> Connection | None:
+        """Connect *receiver* as :meth:`check` has read it, each reading once; return the connection that there is."""
+        # A sender is there, and would be made once more; anybody may come to be where it isn't.
+        if sender is not ANY and connection.task is not None:
             self._context.check_workers([connection])
         key = self._key(receiver, sender)
         connection.sender = None if _has_own_id(sender) else sender
@@ -180,6 +189,7 @@ class Site(blinker.Signal):
             except BaseException:  # a receiver of receiver_connected failed
                 self._place(key, old)
                 raise
+            return self._table.get(key)
 
     def check(self, receiver: Receiver, **options: Any) -> Connection:
         """Raise what :meth:`connect` would raise for these options; what it returns is connected by :meth:`admit`."""
@@ -187,8 +197,8 @@ class Site(blinker.Signal):
             raise HookError(f"connecting {receiver!r} to {self.name!r}: a receiver must be callable.")
         try:
             checked = parse_options(**options)
-            elsewhere = self._context.names | (NOT_SENDERS if self.name in _OF_RUNS else set())
-            connection = connection_of(receiver, self.name, self.unit, self.payload, checked, elsewhere)
+            name, unit, payload, elsewhere = self.traits
+            connection = connection_of(receiver, name, unit, payload, checked, elsewhere)
         except OptionError as error:
             raise OptionError(
                 f"connecting {label_of(receiver)} in {where(receiver)} to {self.name!r}: {error}"
@@ -315,9 +325,8 @@ class Site(blinker.Signal):
             self._emissions.changed()
 
     def attach(self, emitters: Emitters) -> None:
-        """Keep the attribute of *emitters* that has this site's name current."""
-        with self._context.changes:
-            self._emissions.attach(emitters)
+        """Keep the attribute of *emitters* that has this site's name current; called within the context's changes."""
+        self._emissions.attach(emitters)
 
     # The table of connections, and blinker's own beside it; changed within the context's changes
 
@@ -345,11 +354,14 @@ class Site(blinker.Signal):
         if connection is not None:
             self._by_sender[sender_id].add(receiver_id)
             self._by_receiver[receiver_id].add(sender_id)
+            self.receivers[receiver_id] = connection.target
         elif sender_id in self._by_sender and receiver_id in self._by_receiver:  # subscripting would create buckets
             self._by_sender[sender_id].discard(receiver_id)
             self._by_receiver[receiver_id].discard(sender_id)
         self._prune()
-        self._hold(receiver_id)
+        if connection is None:
+            self._hold(receiver_id)
+        self._emissions.changed(sender_id)
 
     def _hold(self, receiver_id: Hashable) -> None:
         """Have blinker's table of receivers agree with the connections, which hold their receivers themselves."""
@@ -358,7 +370,6 @@ class Site(blinker.Signal):
             self.receivers[receiver_id] = next(iter(left.values())).target
         else:
             self.receivers.pop(receiver_id, None)
-        self._emissions.changed()
 
     def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
         with self._context.changes:
@@ -368,6 +379,7 @@ class Site(blinker.Signal):
                     self._table.put(key, None)
             self._hold(receiver_id)
             self._prune()
+            self._emissions.changed(sender_id)
 
     def _prune(self) -> None:
         """Drop the empty sets that blinker leaves behind, once there are many; looking for them looks at all."""
