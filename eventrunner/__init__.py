@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eventrunner.registry import HOOKS as HOOKS
     from eventrunner.report.history import HistoryBuffer as HistoryBuffer
     from eventrunner.report.history import MessageHub as MessageHub
+    from eventrunner.run import Run as Run
     from eventrunner.run import RunView as RunView
     from eventrunner.runner import Runner as Runner
     from eventrunner.session.loops import EpochBasedTrainLoop as EpochBasedTrainLoop
@@ -45,6 +46,7 @@ _HOMES = {
     "MessageHub": "report.history",
     "OptimWrapper": "training.optim",
     "Priority": "bus.priority",
+    "Run": "run",
     "RunView": "run",
     "Runner": "runner",
     "Site": "bus.bus",

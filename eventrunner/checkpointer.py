@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eventrunner.checkpoint import Found, Store, find_newest, load_checkpoint
@@ -30,6 +29,7 @@ from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExist
 from eventrunner.files.lock import FolderLock
 from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import Asked, preemptible
+from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
 from eventrunner.training.position import DataPosition
 from eventrunner.training.state import Stateful, check_initialized, rng_state, set_rng_state
@@ -65,11 +65,6 @@ class Checkpointer:
         **parts: Anything else with ``state_dict`` and ``load_state_dict``, saved under its keyword: a scheduler, a
             scaler, a loader with a state.
 
-    Attributes:
-        step: The batches (or what *save* was told) completed.
-        epoch: The passes completed.
-        saves: What became of the latest saves.
-
     Raises:
         ArgumentError: a part without a state.
         OptionError: a value that can't be, or a model with lazy modules that no forward pass has given their shapes.
@@ -92,25 +87,27 @@ class Checkpointer:
     ) -> None:
         _check_parts(parts)
         _check_things(model, optimizer, keep, grace)
-        self.folder, self.resume, self.keep, self.gradients = Path(folder).absolute(), absolute(resume), keep, gradients
-        self.model, self.optimizer, self.parts = model, optimizer, parts
-        self.step = 0
+        self.folder, self.resume = Path(folder).absolute(), absolute(resume)
+        self._source = _Source(model, optimizer, parts, gradients, keep)
         self._grace = grace
-        self._position = DataPosition()
-        self._kept: list[str] = []
-        self._retired: list[str] = []
+        self._position = self._source.position
         self._resumed = self._entered = False
         self._counted = True  # the batch under way, as far as there is one
         self._rng: dict[str, Any] | None = None
         self._word: list[Asked] = []
-        self._saver = Saver(Store(self.folder), mode=mode, format=format)
+        self._saver = self._source.saver = Saver(Store(self.folder), self._source, mode=mode, format=format)
         self._lanes = Lanes(deadline=deadline)
         self._stack = contextlib.ExitStack()
 
     @property
+    def step(self) -> int:
+        """The batches (or what :meth:`save` was told) completed."""
+        return self._source.step
+
+    @property
     def epoch(self) -> int:
         """The passes over the data completed, as :meth:`batches` counts them."""
-        return self._position.passes
+        return self._source.epoch
 
     @property
     def saves(self) -> tuple[Save, ...]:
@@ -135,7 +132,7 @@ class Checkpointer:
             stack.enter_context(FolderLock(self.folder))
             self._saver.store.clean()
             self._load()
-            check_tree(self._state(), self._saver.format)
+            check_tree(self._source.state(), self._saver.format)
             stack.callback(self._saver.collect)
             stack.callback(self._give_up)
             self._saver.open(stack.enter_context(self._lanes))
@@ -209,7 +206,7 @@ class Checkpointer:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise OptionError(f"Checkpointer.save({what}={value!r}): give an int of {least} or more.")
         self._count()
-        self.step = self.step if step is None else step
+        self._source.step = self.step if step is None else step
         self._saver.collect()
         self._lanes.check()
         if self._word:
@@ -217,26 +214,12 @@ class Checkpointer:
         return None if self.step % every else self._save(meta)
 
     def _save(self, meta: Mapping[str, Any]) -> Save:
-        name, requested = f"step_{self.step}", time.perf_counter()
-        kept = [*(each for each in self._kept if each != name), name]
-        before = self._kept, self._retired
-        count = self.keep if self.keep > 0 else len(kept)
-        self._retired, self._kept = [*self._retired, *kept[:-count]], kept[-count:]
-        retired = list(self._retired)
+        name, source, before = f"step_{self.step}", self._source, self._source.retention
+        source.plan(name)
         try:
-            return self._saver.save(
-                name,
-                self._state(),
-                step=self.step,
-                epoch=self.epoch,
-                meta=meta,
-                stepped=stepped_tensors(self.model, self._optimizers()),
-                on_done=lambda save: self._retire(save, retired),
-                requested=requested,
-                parameters=lambda: {name for name, _ in self.model.named_parameters(remove_duplicate=False)},
-            )
+            return self._saver.save(name, meta=meta)
         except BaseException:
-            self._kept, self._retired = before
+            source.retention = before
             raise
 
     def settle(self) -> None:
@@ -247,14 +230,11 @@ class Checkpointer:
         """Wait until everything that was saved is committed, or raise what failed."""
         self._saver.wait()
 
-    def _optimizers(self) -> list[Optimizer]:
-        return list(self.optimizer.values()) if isinstance(self.optimizer, Mapping) else [self.optimizer]
-
     def _count(self) -> None:
         if not self._counted:
             self._counted = True
             self._position.consumed += 1
-            self.step += 1
+            self._source.step += 1
 
     def _on_step(self) -> None:
         if self._lanes.failures:
@@ -284,37 +264,6 @@ class Checkpointer:
         self._save({})
         asked.answer()
 
-    def _retire(self, save: Save, names: Sequence[str]) -> None:
-        if save.path is None:
-            self._kept = [each for each in self._kept if each != save.name]
-            return
-        for name in names:
-            self._saver.delete(name)
-        self._retired = [name for name in self._retired if name not in names]
-
-    def _state(self) -> dict[str, Any]:
-        given = self.optimizer
-        optimizer: Any = (
-            {name: each.state_dict() for name, each in given.items()}
-            if isinstance(given, Mapping)
-            else given.state_dict()
-        )
-        state: dict[str, Any] = {
-            "state_dict": self.model.state_dict(),
-            "optimizer": optimizer,
-            "meta": {"step": self.step, "kept": self._kept, "retired": self._retired, "optimizers": self._kinds()},
-            "data": self._position.state_dict(),
-            "rng": rng_state(),
-            **{name: part.state_dict() for name, part in self.parts.items()},
-        }
-        if self.gradients:
-            named = self.model.named_parameters()
-            state["gradients"] = {name: each.grad for name, each in named if each.grad is not None}
-        return state
-
-    def _kinds(self) -> list[str]:
-        return [type(each).__name__ for each in self._optimizers()]
-
     def _found(self) -> Found:
         """The checkpoint to resume from, read."""
         if self.resume is not True:
@@ -330,8 +279,83 @@ class Checkpointer:
         path, saved = found.path, found.content
         if path is None:
             return
-        own = self._state()
-        ours = {key: None for key in own if key != "gradients"}
+        self._source.load(path, saved)
+        self._resumed = True
+        self._rng = saved["rng"]
+        set_rng_state(self._rng)
+
+
+class _Source:
+    """What a Checkpointer saves and loads, and which of its checkpoints it keeps."""
+
+    saver: Saver
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Mapping[str, Optimizer],
+        parts: Mapping[str, Stateful],
+        gradients: bool,
+        keep: int,
+    ) -> None:
+        self.model, self.optimizer, self.parts, self.gradients = model, optimizer, parts, gradients
+        self.keep, self.retention = keep, Retention()
+        self.position, self.step = DataPosition(), 0
+        self._planned: dict[str, tuple[Retention, list[str]]] = {}  # by name: what was kept before, what may go after
+
+    @property
+    def epoch(self) -> int:
+        return self.position.passes
+
+    def plan(self, name: str) -> None:
+        """Keep the checkpoint *name*, which is about to be saved, and what else there is room for."""
+        before = self.retention
+        self.retention, doomed = before.plan(name, self.step, False, self.keep)
+        self._planned[name] = before, doomed
+
+    def finished(self, save: Save) -> None:
+        before, doomed = self._planned.pop(save.name)
+        if save.path is None:
+            self.retention = self.retention.without(save.name, save.step, before)
+            return
+        for name in doomed:
+            if name not in self.retention.names:
+                self.saver.delete(name)
+
+    def state(self, **parts: bool) -> dict[str, Any]:
+        given, kept = self.optimizer, self.retention.state_dict()
+        optimizer: Any = (
+            {name: each.state_dict() for name, each in given.items()}
+            if isinstance(given, Mapping)
+            else given.state_dict()
+        )
+        meta = {"step": self.step, "kept": kept["kept"], "retired": kept["retired"], "optimizers": self._kinds()}
+        state: dict[str, Any] = {
+            "state_dict": self.model.state_dict(),
+            "optimizer": optimizer,
+            "meta": meta,
+            "data": self.position.state_dict(),
+            "rng": rng_state(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
+        if self.gradients:
+            named = self.model.named_parameters()
+            state["gradients"] = {name: each.grad for name, each in named if each.grad is not None}
+        return state
+
+    def stepped(self) -> Iterable[Tensor]:
+        return stepped_tensors(self.model, self._optimizers())
+
+    def parameters(self) -> Collection[str]:
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    def load(self, path: Path, saved: Mapping[str, Any]) -> None:
+        """Put back what was saved, but for the generators' states.
+
+        Raises:
+            ResumeError: it is of something else; nothing is changed.
+        """
+        ours = {key: None for key in self.state() if key != "gradients"}
         same_names("parts", ours, {key: None for key in saved if key != "gradients"})
         if saved["meta"]["optimizers"] != self._kinds():
             raise ResumeError(
@@ -350,12 +374,17 @@ class Checkpointer:
         for name, parameter in self.model.named_parameters():
             gradient = saved.get("gradients", {}).get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        self._position.load_state_dict(saved["data"])
+        self.position.load_state_dict(saved["data"])
         meta = saved["meta"]
-        self.step, self._kept, self._retired = meta["step"], list(meta["kept"]), list(meta["retired"])
-        self._resumed = True
-        self._rng = saved["rng"]
-        set_rng_state(self._rng)
+        flat = all(isinstance(each, str) for each in meta["retired"])  # as the first ones had it
+        self.retention = Retention.of({**meta, "retired": [meta["retired"]] if flat else meta["retired"], "last": None})
+        self.step = meta["step"]
+
+    def _optimizers(self) -> list[Optimizer]:
+        return list(self.optimizer.values()) if isinstance(self.optimizer, Mapping) else [self.optimizer]
+
+    def _kinds(self) -> list[str]:
+        return [type(each).__name__ for each in self._optimizers()]
 
 
 def _check_things(model: object, optimizer: object, keep: object, grace: object) -> None:

@@ -27,7 +27,7 @@ from eventrunner.foreign import SITES, private_hint, site_hint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["Hook", "HookHandle", "connect_hook", "options"]
 
@@ -98,7 +98,7 @@ class Hook:
     stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
     """The sites of a run, in the order in which a run passes them."""
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """No site: called when the hook is registered, before it is connected; raise where the run doesn't suit it."""
 
     def forget_run(self) -> None:
@@ -114,133 +114,133 @@ class Hook:
         """
         return ()
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Before anything else of ``train()``, ``val()`` or ``test()``."""
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """A checkpoint was read; what is changed in *checkpoint* now is what the run takes from it."""
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Before the first epoch, or the one that a resumed run goes on with."""
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Run) -> None:
         """Before an epoch's dataloader is asked for its batches."""
         self._before_epoch(runner, mode="train")
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+    def before_train_iter(self, runner: Run, batch_idx: int, data_batch: Batch = None) -> None:
         """Before a batch goes forward; *batch_idx* counts from 0 in the epoch, or by iterations over the run."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="train")
 
-    def before_optimizer_step(self, runner: Runner) -> None:
+    def before_optimizer_step(self, runner: Run) -> None:
         """Gradients are complete and unscaled, not yet clipped."""
 
-    def after_optimizer_step(self, runner: Runner) -> None:
+    def after_optimizer_step(self, runner: Run) -> None:
         """The weights have changed, the gradients are still there."""
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: dict[str, Any] | None = None
+        self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """After forward, backward and step; *outputs* is what ``train_step`` returned, losses still tensors."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="train")
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """After the last batch of an epoch and before its validation."""
         self._after_epoch(runner, mode="train")
 
-    def before_val(self, runner: Runner) -> None:
+    def before_val(self, runner: Run) -> None:
         """Before a validation, nested in training or by ``val()``."""
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val_epoch(self, runner: Run) -> None:
         """Before the validation's first batch."""
         self._before_epoch(runner, mode="val")
 
-    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+    def before_val_iter(self, runner: Run, batch_idx: int, data_batch: Batch = None) -> None:
         """Before a validation batch goes forward."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="val")
 
     def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
+        self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
     ) -> None:
         """After a validation batch; *outputs* is what ``val_step`` returned."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="val")
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """After the validation's last batch; *metrics* by name, without a ``val/`` before it."""
         self._after_epoch(runner, mode="val")
 
-    def after_val(self, runner: Runner) -> None:
+    def after_val(self, runner: Run) -> None:
         """After a validation."""
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Before *checkpoint* is saved; what is changed in it now is what is saved. Its tensors are the live ones."""
 
-    def after_commit_checkpoint(self, runner: Runner, path: Any, step: int) -> None:
+    def after_commit_checkpoint(self, runner: Run, path: Any, step: int) -> None:
         """The checkpoint at *path* is complete and durable; it holds the state after *step* iterations."""
 
-    def on_log(self, runner: Runner, scalars: dict[str, float], step: int) -> None:
+    def on_log(self, runner: Run, scalars: dict[str, float], step: int) -> None:
         """Plain floats by key, gathered after *step* iterations: what a tracker wants."""
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Run) -> None:
         """After training, however it ended: see ``runner.stop_reason``."""
 
-    def before_test(self, runner: Runner) -> None:
+    def before_test(self, runner: Run) -> None:
         """Before a test."""
 
-    def before_test_epoch(self, runner: Runner) -> None:
+    def before_test_epoch(self, runner: Run) -> None:
         """Before the test's first batch."""
         self._before_epoch(runner, mode="test")
 
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
+    def before_test_iter(self, runner: Run, batch_idx: int, data_batch: Batch = None) -> None:
         """Before a test batch goes forward."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="test")
 
     def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
+        self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: Sequence[Any] | None = None
     ) -> None:
         """After a test batch."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="test")
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """After the test's last batch."""
         self._after_epoch(runner, mode="test")
 
-    def after_test(self, runner: Runner) -> None:
+    def after_test(self, runner: Run) -> None:
         """After a test."""
 
-    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+    def on_exception(self, runner: Run, exception: BaseException) -> None:
         """The run is failing with *exception*, which propagates whatever is done here."""
 
-    def on_receiver_error(self, runner: Runner, site: str, error: BaseException) -> None:
+    def on_receiver_error(self, runner: Run, site: str, error: BaseException) -> None:
         """A receiver failed while the run was failing already; its error goes no further than this."""
 
-    def after_run(self, runner: Runner) -> None:
+    def after_run(self, runner: Run) -> None:
         """The last site of all, passed on failure too."""
 
-    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+    def _before_epoch(self, runner: Run, mode: str = "train") -> None:
         """The three ``before_*_epoch`` at once; *mode* is train, val or test."""
 
-    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
+    def _after_epoch(self, runner: Run, mode: str = "train") -> None:
         """The three ``after_*_epoch`` at once."""
 
-    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None, mode: str = "train") -> None:
+    def _before_iter(self, runner: Run, batch_idx: int, data_batch: Batch = None, mode: str = "train") -> None:
         """The three ``before_*_iter`` at once."""
 
     def _after_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Any = None, mode: str = "train"
+        self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: Any = None, mode: str = "train"
     ) -> None:
         """The three ``after_*_iter`` at once."""
 
-    def every_n_epochs(self, runner: Runner, n: int, start: int = 0) -> bool:
+    def every_n_epochs(self, runner: Run, n: int, start: int = 0) -> bool:
         """Whether the epoch under way is number ``start``, ``start + n``, … counted from 1."""
         ahead = runner.epoch + 1 - start
         return ahead >= 0 and n > 0 and ahead % n == 0
 
-    def every_n_train_iters(self, runner: Runner, n: int, start: int = 0) -> bool:
+    def every_n_train_iters(self, runner: Run, n: int, start: int = 0) -> bool:
         """The same of the iteration under way."""
         ahead = runner.iter + 1 - start
         return ahead >= 0 and n > 0 and ahead % n == 0
 
-    def every_n_iters(self, runner: Runner, n: int) -> bool:
+    def every_n_iters(self, runner: Run, n: int) -> bool:
         """Whether the iteration under way is a multiple of *n*, counted from 1 over the whole run."""
         return self.every_n_train_iters(runner, n)
 
@@ -252,11 +252,11 @@ class Hook:
         """Whether the batch is the last of *dataloader*, which must have a length."""
         return bool(batch_idx + 1 == len(dataloader))
 
-    def is_last_train_epoch(self, runner: Runner) -> bool:
+    def is_last_train_epoch(self, runner: Run) -> bool:
         """Whether the epoch under way is the last one planned."""
         return runner.epoch + 1 == runner.max_epochs
 
-    def is_last_train_iter(self, runner: Runner) -> bool:
+    def is_last_train_iter(self, runner: Run) -> bool:
         """Whether the iteration under way is the last one planned."""
         return runner.iter + 1 == runner.max_iters
 

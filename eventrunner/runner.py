@@ -20,8 +20,7 @@ from eventrunner.bus.bus import Bus, default_bus
 from eventrunner.bus.ledger import Ledger
 from eventrunner.bus.priority import Priority
 from eventrunner.bus.signature import short_path
-from eventrunner.checkpoint import Store
-from eventrunner.checkpoint.saver import WRITE_LANE, Save, Saver
+from eventrunner.checkpoint.saver import WRITE_LANE, Saver
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.files.lock import FolderLock
 from eventrunner.foreign import argument_hint, method_hint
@@ -33,8 +32,8 @@ from eventrunner.report.account import RunAccount, account_of, write_trace
 from eventrunner.report.history import MessageHub
 from eventrunner.report.log import RunLog
 from eventrunner.run import RunFacts, RunView
+from eventrunner.session.lifecycle import running
 from eventrunner.session.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
-from eventrunner.session.resume import gather, note_left_out, stepped
 from eventrunner.session.rundir import (
     absolute,
     check_free,
@@ -44,7 +43,8 @@ from eventrunner.session.rundir import (
     known_seed,
     script_name,
 )
-from eventrunner.session.session import session
+from eventrunner.session.saves import readers, saver_of
+from eventrunner.session.session import Session
 from eventrunner.session.settings import (
     Offloading,
     Randomness,
@@ -58,7 +58,7 @@ from eventrunner.training.device import resolve_device
 from eventrunner.training.evaluator import Evaluator
 from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
 from eventrunner.training.position import build_dataloader, check_loader
-from eventrunner.training.state import Progress, seed_all, set_rng_state
+from eventrunner.training.state import Progress, seed_all
 
 __all__ = ["Runner"]
 
@@ -154,27 +154,14 @@ class Runner:
     ) -> None:
         _refuse_unknown(unknown)
         _refuse_import(sys._getframe(1))  # noqa: SLF001  # where it is called
-        self.rank, self.world_size, self.distributed = dist.rank(), dist.world_size(), dist.is_distributed()
-        self.is_main = dist.is_main()
+        self.rank, self.world_size = dist.rank(), dist.world_size()
+        self.distributed, self.is_main = dist.is_distributed(), dist.is_main()
         sources = Sources.parse(resume, load_from)
-        folder = choose_folder(work_dir, sources.resume)
-        if folder is not None:
-            check_free(folder, sources.resume)
-        check_sources(sources.resume, sources.load_from)
-        self.log = RunLog(log_level, silent=not self.is_main)
-        self.logger, self.log.on_failure = self.log.logger, self.end_for
-        self.device = resolve_device(device)
+        folder = self._init_folder(work_dir, sources)
+        self._init_output(experiment_name, log_level, progress)
+        self.cfg, self.device, self.train_step, self.val_step = cfg, resolve_device(device), train_step, val_step
         self.model = check_model(model).to(self.device)
-        self.train_step, self.val_step = train_step, val_step
-        self.bus = default_bus if bus is None else bus
-        self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
-        self.emitters = self.bus.emitters(self, self.ledger)
-        self.cfg, self.show_progress = cfg, progress
-        self.load_from, self.resume = absolute(sources.load_from), absolute(sources.resume)
-        self.load_strict, self.skips_data = sources.load_strict, sources.skips_data
-        self.timestamp = time.strftime("%Y%m%d_%H%M%S")
-        self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
-        self._init_state()
+        self._init_bus(bus, offload)
         chance = Randomness.parse(randomness, known_seed(folder) if sources.resume else None)
         compiled = compile_options(compile)
         self._init_evaluation(val_dataloader, val_evaluator, test_dataloader, test_evaluator)
@@ -187,31 +174,35 @@ class Runner:
             self.model.compile(**compiled)  # in place, so that the names in state_dict stay those of the model
         self.work_dir: Path = dist.broadcast_object(claim(folder) if self.is_main else None)
 
-    def _init_state(self) -> None:
-        self.progress = Progress()
+    def _init_folder(self, work_dir: PathLike | None, sources: Sources) -> Path | None:
+        folder = choose_folder(work_dir, sources.resume)
+        if folder is not None:
+            check_free(folder, sources.resume)
+        check_sources(sources.resume, sources.load_from)
+        self.load_from, self.resume = absolute(sources.load_from), absolute(sources.resume)
+        self.load_strict, self.skips_data = sources.load_strict, sources.skips_data
+        return folder
+
+    def _init_output(self, experiment_name: str | None, log_level: str, progress: bool) -> None:
+        self.log = RunLog(log_level, silent=not self.is_main)
+        self.logger, self.log.on_failure = self.log.logger, self.end_for
+        self.show_progress = progress
+        self.timestamp = time.strftime("%Y%m%d_%H%M%S")
+        self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
         self.message_hub = MessageHub(self.experiment_name)
-        self.mode: str | None = None
-        self.stop_reason = self.stop_where = ""
-        self.opened = self.loaded = self.resuming = self.training_began = False
-        self.pending_rng: dict[str, Any] | None = None
-        self.rng_before_val: dict[str, Any] | None = None
-        self.log_failure: OSError | None = None  # what a log's file has failed of
-        self.torn = False  # whether an exception has ended it amid something, so that its state isn't to be saved
-        self.deferred: list[Callable[[], Any]] = []
-        self.closing = contextlib.ExitStack()
-        self.lanes: Lanes | None = None
-        self.last_lanes: Lanes | None = None
-        self.trace_path: Path | None = None
-        self.saver: Saver | None = None
-        self.scalars: Mapping[str, float] = {}
-        self.checkpoint_folder: Path | None = None
-        self.roster = Roster(self)
+
+    def _init_bus(self, bus: Bus | None, offload: Mapping[str, Any] | None) -> None:
+        self.bus = default_bus if bus is None else bus
+        self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
+        self.emitters = self.bus.emitters(self, self.ledger)
+        self.session, self.progress, self.roster = Session(), Progress(), Roster(self)
+        self._facts: tuple[int, RunFacts] | None = None
 
     def _init_randomness(self, randomness: Randomness) -> None:
-        self.seed, self.deterministic = randomness.seed, randomness.deterministic
-        if self.distributed:
-            self.seed = dist.broadcast_object(self.seed)
-        seed_all(self.seed + (self.rank if randomness.diff_rank_seed else 0), self.deterministic)
+        self.deterministic = randomness.deterministic
+        seed = dist.broadcast_object(randomness.seed) if self.distributed else randomness.seed
+        self.session.seed = seed
+        seed_all(seed + (self.rank if randomness.diff_rank_seed else 0), self.deterministic)
 
     def _init_evaluation(self, val_loader: Any, val_metrics: Any, test_loader: Any, test_metrics: Any) -> None:
         if test_metrics is None and test_loader is not None:
@@ -257,6 +248,31 @@ class Runner:
             raise AttributeError(f"Runner has no {name!r}: {hint}." if hint else f"Runner has no attribute {name!r}.")
 
     # What hooks read
+
+    @property
+    def mode(self) -> str | None:
+        """``train``, ``val`` or ``test``, whichever is under way; None between them."""
+        return self.session.mode
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the last session has ended, or the one under way is to end."""
+        return self.session.stop_reason
+
+    @property
+    def stop_where(self) -> str:
+        """Where that was asked for: a line of code, or a signal."""
+        return self.session.stop_where
+
+    @property
+    def seed(self) -> int:
+        """What the generators began with; in a resumed run, that of the one that goes on."""
+        return self.session.seed
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """Where background work is done, while a session is under way."""
+        return self.session.lanes
 
     @property
     def epoch(self) -> int:
@@ -320,7 +336,7 @@ class Runner:
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints are: the run's folder, unless CheckpointHook has an ``out_dir``."""
-        return self.checkpoint_folder or self.work_dir
+        return self.session.checkpoint_folder or self.work_dir
 
     @property
     def hooks(self) -> list[Hook]:
@@ -363,6 +379,10 @@ class Runner:
         """Register the default hooks, then the custom ones; where one is refused, none stays."""
         self.roster.add_all(default_hooks, custom_hooks)
 
+    def begin_hooks(self) -> None:
+        """Have the hooks that another run was given, and has used since, begin afresh in this one."""
+        self.roster.begin()
+
     def get_hooks_info(self) -> str:
         """The receivers of this run by site, in the order in which they run."""
         return str(self.bus.describe(self))
@@ -384,7 +404,7 @@ class Runner:
             raise OptionError(
                 "train() needs train_dataloader, train_cfg and an optimizer; Runner was made without them."
             )
-        with session(self, "train"):
+        with running(self, "train"):
             try:
                 self.train_loop.run()
             finally:
@@ -395,14 +415,14 @@ class Runner:
         """Validate once; returns the metrics by name."""
         if self.val_loop is None:
             raise OptionError("val() needs val_dataloader and val_evaluator; Runner was made without them.")
-        with session(self, "val"):
+        with running(self, "val"):
             return self.val_loop.run()
 
     def test(self) -> dict[str, float]:
         """Test once; returns the metrics by name."""
         if self.test_loop is None:
             raise OptionError("test() needs test_dataloader and test_evaluator; Runner was made without them.")
-        with session(self, "test"):
+        with running(self, "test"):
             return self.test_loop.run()
 
     def stop(self, reason: str = "stopped") -> None:
@@ -416,29 +436,19 @@ class Runner:
                 f"stop({reason!r}): {listed(_ENDINGS)} say how a run ended by itself; give a reason of your own."
             )
         frame = sys._getframe(1)  # noqa: SLF001  # who stopped it is worth a line at the end
-        self.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
-        self.stop_reason = reason
-        if self.train_loop is not None:
-            self.train_loop.stop_training = True
+        self.session.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+        self.session.stop_reason = reason
+        self._stop_training()
 
     def end_for(self, error: OSError) -> None:
         """Have the training stop after this iteration and save, and fail with *error* then; any thread may call it."""
-        if self.log_failure is None:
-            self.log_failure = error
-            self.deferred.append(self._stop_training)
+        if self.session.log_failure is None:
+            self.session.log_failure = error
+            self.session.request(self._stop_training)
 
     def _stop_training(self) -> None:
         if self.train_loop is not None:
             self.train_loop.stop_training = True
-
-    def begin_train(self) -> None:
-        """Pass ``before_train``; then, in a resumed run, put the generators back where the checkpoint had them."""
-        self.training_began = True
-        self.call_hook("before_train")
-        self.run_deferred()
-        if self.pending_rng is not None:
-            set_rng_state(self.pending_rng)
-            self.pending_rng = None
 
     def defer(self, action: Callable[[], Any], mutates: bool = True) -> None:
         """Have *action* called once all receivers of the site under way have run.
@@ -446,27 +456,21 @@ class Runner:
         At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never. One that
         writes to no weights says ``mutates=False``; any other waits for a save that is still copying them.
         """
-        self.deferred.append(functools.partial(self._settled, action) if mutates else action)
+        self.session.request(functools.partial(self._settled, action) if mutates else action)
 
     def _settled(self, action: Callable[[], Any]) -> None:
         self.settle()
         action()
 
-    def run_deferred(self) -> None:
-        """Call what was deferred, in order."""
-        while self.deferred:
-            self.deferred.pop(0)()
-
-    # Beside the training
+    # In the background
 
     def offload_view(self) -> RunView:
         """What an offloaded receiver gets in place of the run."""
-        return RunView(self.progress.epoch, self.progress.iter, self.scalars, self._facts)
-
-    @functools.cached_property
-    def _facts(self) -> RunFacts:
-        planned = (self.max_epochs, self.max_iters)
-        return RunFacts(self.mode, *planned, self.rank, self.world_size, self.work_dir, self.experiment_name, self.seed)
+        session = self.session
+        if self._facts is None or self._facts[0] != session.number:
+            own = {name: getattr(self, name) for name in RunFacts.__slots__}
+            self._facts = session.number, RunFacts(**own)
+        return RunView(self.progress.epoch, self.progress.iter, session.scalars, self._facts[1])
 
     def settle(self) -> None:
         """Wait until weights may be written to by what is neither an optimizer's step nor a receiver.
@@ -482,14 +486,15 @@ class Runner:
         Raises:
             LaneTimeoutError: it wasn't within *timeout* seconds; names the job that runs.
         """
-        if self.lanes is None:
+        lanes, saver = self.session.lanes, self.session.saver
+        if lanes is None:
             return
-        if self.saver is not None and lane in (None, WRITE_LANE):  # other lanes may wait for who is told of a commit
-            self.lanes.wait(WRITE_LANE, timeout=timeout, label="flush")
-            self.saver.collect()
-        self.lanes.flush(lane, timeout, label="flush")
-        while self.saver is not None and self.saver.collect():  # its receivers may have offloaded more
-            self.lanes.flush(lane, timeout, label="flush")
+        if saver is not None and lane in (None, WRITE_LANE):  # other lanes may wait for a receiver of a commit
+            lanes.wait(WRITE_LANE, timeout=timeout, label="flush")
+            saver.collect()
+        lanes.flush(lane, timeout, label="flush")
+        while saver is not None and saver.collect():  # its receivers may have offloaded more
+            lanes.flush(lane, timeout, label="flush")
 
     def account(self) -> RunAccount:
         """What each receiver and the saves have cost, in the session under way or the last; ``print()`` it."""
@@ -508,19 +513,22 @@ class Runner:
         target = Path(path).absolute()
         if not target.parent.is_dir():
             raise OptionError(f"trace({str(path)!r}): there is no folder {target.parent}; make it first.")
-        if self.mode is None and self.last_lanes is not None:
+        if self.mode is None and self.session.last_lanes is not None:
             write_trace(target, self)
             return
-        self.trace_path = target
+        self.session.trace_path = target
         self.ledger.record()
+
+    def save_to(self, folder: Path) -> None:
+        """Have checkpoints go to *folder* from now on."""
+        self.session.checkpoint_folder = folder
 
     def make_saver(self, **options: Any) -> Saver:
         """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""
-        deliver = self.deferred.append
-        self.saver = Saver(Store(self.checkpoint_dir), guards=self.bus.guards, deliver=deliver, **options)
-        if self.lanes is not None:
-            self.saver.open(self.lanes)
-        return self.saver
+        saver = self.session.saver = saver_of(self, **options)
+        if self.session.lanes is not None:
+            saver.open(self.session.lanes)
+        return saver
 
     def save_checkpoint(
         self,
@@ -551,100 +559,23 @@ class Runner:
         if not self.is_main:
             return None
         folder, name = (self.checkpoint_dir, str(out_dir)) if filename is None else (Path(out_dir).absolute(), filename)
-        saver = self.saver or self.make_saver(mode="sync")
+        saver = self.session.saver or self.make_saver(mode="sync")
         with contextlib.ExitStack() as stack:
             if folder != self.checkpoint_dir:
                 stack.enter_context(FolderLock(folder))
-                saver = Saver(Store(folder), mode="sync", format=saver.format, guards=self.bus.guards)
-            save = self.begin_save(name, meta, None, None, save_optimizer, save_param_scheduler, saver)
+                saver = saver_of(self, folder, mode="sync", format=saver.format)
+            save = saver.save(name, meta=meta, save_optimizer=save_optimizer, save_param_scheduler=save_param_scheduler)
             saver.wait()
-        return None if save is None else save.path
-
-    def begin_save(
-        self,
-        name: str,
-        meta: Mapping[str, Any] | None = None,
-        on_done: Callable[[Save], None] | None = None,
-        then: Callable[[], None] | None = None,
-        save_optimizer: bool = True,
-        save_param_scheduler: bool = True,
-        saver: Saver | None = None,
-    ) -> Save | None:
-        """Snapshot the run's state and have it committed as folder *name* beside the training; None on other ranks.
-
-        Args:
-            name: Of the folder.
-            meta: Anything to note in the manifest.
-            on_done: Called on this thread when the save is committed or has failed.
-            then: Called on this thread when ``after_commit_checkpoint`` has been passed.
-            save_optimizer: As in :meth:`save_checkpoint`.
-            save_param_scheduler: As there.
-            saver: Who saves; by default the one of the run's folder of checkpoints.
-
-        Raises:
-            CheckpointError: something in the state can't be held by a checkpoint.
-        """
-        if not self.is_main:
-            return None
-        requested = time.perf_counter()
-        checkpoint = gather(self, save_optimizer, save_param_scheduler)
-        names = set(checkpoint["state_dict"])
-        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        note_left_out(checkpoint, names)
-        saver = saver or self.saver or self.make_saver(mode="sync")
-        done = functools.partial(self._end_save, on_done, then)
-        step, epoch = self.progress.step, self.progress.epochs_completed
-        return saver.save(
-            name,
-            checkpoint,
-            step=step,
-            epoch=epoch,
-            meta=meta,
-            stepped=stepped(self),
-            after=("log",),
-            on_done=done,
-            requested=requested,
-            parameters=lambda: {name for name, _ in self.model.named_parameters(remove_duplicate=False)},
-        )
-
-    def link_checkpoint(
-        self,
-        name: str,
-        source: str,
-        meta: Mapping[str, Any] | None = None,
-        on_done: Callable[[Save], None] | None = None,
-        then: Callable[[], None] | None = None,
-    ) -> Save | None:
-        """Have a twin of checkpoint *source* committed as folder *name*: hard links, no second write.
-
-        Its arguments are those of :meth:`begin_save`.
-
-        Raises:
-            CheckpointNotFoundError: *source* is neither there nor about to be.
-        """
-        if not self.is_main:
-            return None
-        saver = self.saver or self.make_saver(mode="sync")
-        done = functools.partial(self._end_save, on_done, then)
-        return saver.link(name, source, step=self.progress.step, meta=meta, on_done=done)
-
-    def _end_save(self, on_done: Callable[[Save], None] | None, then: Callable[[], None] | None, save: Save) -> None:
-        if on_done is not None:
-            on_done(save)
-        if save.path is not None:
-            self.call_hook("after_commit_checkpoint", path=save.path, step=save.step)
-            if then is not None:
-                then()
+        return save.path
 
     def delete_checkpoint(self, name: str) -> None:
-        """Have checkpoint *name* deleted once what was saved before is committed and nobody told of a commit needs it.
+        """Have checkpoint *name* deleted once what was saved before is committed and nobody may be reading it.
 
         That is, once the offloaded receivers of ``after_commit_checkpoint`` (uploads, for one) have done what they
         were given so far. One that has gone already is no error.
         """
-        saver = self.saver or self.make_saver(mode="sync")
-        told = self.bus.after_commit_checkpoint.connections_for(self)
-        saver.delete(name, after=[connection.task.lane for connection in told if connection.task is not None])
+        saver = self.session.saver or self.make_saver(mode="sync")
+        saver.delete(name, after=readers(self))
 
 
 def _refuse_import(caller: FrameType) -> None:

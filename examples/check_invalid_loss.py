@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from eventrunner import HOOKS, Hook, Runner
+from eventrunner import HOOKS, Hook, Run, Runner
 
 
 @HOOKS.register_module()
@@ -19,7 +19,7 @@ class CheckInvalidLossHook(Hook):
         self.interval = interval
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+        self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         if outputs is not None and self.every_n_train_iters(runner, self.interval):
             assert torch.isfinite(outputs["loss"]), runner.logger.info("loss become infinite or NaN!")

@@ -18,15 +18,19 @@ LAYERS = (
     ("files",),
     ("lanes",),
     ("bus",),
-    ("registry", "modules", "dist", "run", "report.history", "report.log", "report.soon"),
+    ("registry", "modules", "dist", "report.history", "report.log", "report.soon"),
     ("checkpoint",),
     ("training",),
+    ("session.session", "session.settings", "session.best", "session.retention", "session.rundir"),
+    ("run",),
     ("hook", "report.account"),
     ("session",),
     ("report.terminal",),
     ("hooks",),
     ("runner", "checkpointer"),
 )
+RUNS = ("runner", "run")
+"""What a run is called where it is an argument or an attribute."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IMPORTER = {
     "torch.distributed": {"dist"},
@@ -54,19 +58,9 @@ def level(module: str) -> int | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports at run time, deferred imports included; not those for type checkers."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for statement in block.body
-        for node in ast.walk(statement)
-    }
+    """Every module that a file imports: deferred imports and those for type checkers included."""
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -109,7 +103,7 @@ def test_the_package_has_few_entries() -> None:
 @pytest.mark.parametrize("family", ["hooks", "checkpoint"])
 def test_a_family_keeps_its_distance(family: str) -> None:
     """Hooks never import the runner, and checkpoints know neither runner nor bus."""
-    barred = {"hooks": {"runner", "session.session"}, "checkpoint": {"runner", "bus", "hook", "session"}}
+    barred = {"hooks": {"runner", "session.lifecycle"}, "checkpoint": {"runner", "bus", "hook", "session"}}
     for path in (PACKAGE / family).glob("*.py"):
         names = {name.removeprefix("eventrunner.") for name in imported(path) if name.startswith("eventrunner.")}
         for name in barred[family]:
@@ -117,7 +111,7 @@ def test_a_family_keeps_its_distance(family: str) -> None:
 
 
 def test_the_modules_form_no_cycle() -> None:
-    """Following run-time imports from any module never leads back to it."""
+    """Following imports from any module, those for annotations included, never leads back to it."""
     edges = {
         dotted(path): {name.removeprefix("eventrunner.") for name in imported(path) if name.startswith("eventrunner.")}
         for path in modules()
@@ -134,6 +128,18 @@ def test_the_modules_form_no_cycle() -> None:
         return seen
 
     assert [name for name in edges if name in reach(name)] == []
+
+
+def test_nobody_but_the_runner_writes_to_its_attributes() -> None:
+    """What changes while it runs is in its session, its loops and its parts."""
+    assert [
+        f"{dotted(path)}: {ast.unparse(node)}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and ast.unparse(node.value).split(".")[-1].lstrip("_") in RUNS
+    ] == []
 
 
 def test_every_module_says_what_it_exports() -> None:

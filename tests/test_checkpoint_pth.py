@@ -32,7 +32,7 @@ from eventrunner.checkpoint.verify import find_newest, is_checkpoint, listing, v
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
 from eventrunner.files import disk
 from eventrunner.hooks import EMAHook
-from eventrunner.session.resume import gather
+from eventrunner.session.saves import gather
 
 FILES = ["MANIFEST.json", "checkpoint.pth"]
 

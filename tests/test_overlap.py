@@ -18,6 +18,7 @@ from conftest import MakeRunner
 from tiny import Batch, same, train_step
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from tree import Tree
 
 from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, load_checkpoint
@@ -122,7 +123,8 @@ def test_an_optimizers_step_waits_for_the_copy(
     """Fused ones change weights without their version counter, so nothing could notice it afterwards."""
     model = net()
     runner = overlapped(model=model, optimizer=make(model.parameters()))
-    assert {save.mode for save in runner.saver.saves} == {"lazy"}
+    assert runner.session.saver is not None
+    assert {save.mode for save in runner.session.saver.saves} == {"lazy"}
 
 
 def test_an_average_is_copied_before_it_is_updated(overlapped: Callable[..., Runner]) -> None:
@@ -285,10 +287,11 @@ def test_nobody_may_write_before_the_copy_is_done_whoever_else_waits_for_it(tmp_
     guards: list[Callable[[], Any]] = []
     weight, gate, waiting = torch.ones(5000), threading.Event(), threading.Event()
     with Lanes() as lanes:
-        saver = Saver(Store(tmp_path), mode="lazy", guards=guards)
+        source = Tree({"state_dict": {"w": weight}}, step=1, late=[weight])
+        saver = Saver(Store(tmp_path), source, mode="lazy", guards=guards)
         saver.open(lanes)
         hold_up(lanes, gate)
-        saver.save("a", {"state_dict": {"w": weight}}, step=1, stepped=[weight])
+        saver.save("a")
         (copying,) = [saver._copying]
         assert copying is not None
         inner = copying[1]._copies.late._work
@@ -343,8 +346,9 @@ def test_other_modes_save_the_same(make_runner: MakeRunner, tmp_path: Path, mode
         seen[runner.progress.step] = copied(checkpoint)
 
     runner.train()
-    modes = {save.mode for save in runner.saver.saves}
-    assert modes == ({"eager", "lazy"} if mode == "auto" else {mode})
+    assert runner.session.saver is not None
+    modes = {save.mode for save in runner.session.saver.saves}
+    assert modes == ({"eager"} if mode == "auto" else {mode})  # of so little
     for step, state in seen.items():
         assert same(load_checkpoint(tmp_path / "run" / f"iter_{step}"), state)
 
@@ -376,9 +380,19 @@ def test_verify_finds_a_write_that_nobody_announced(make_runner: MakeRunner) -> 
         runner.train()
 
 
+@pytest.mark.parametrize(("width", "mode"), [(400, "eager"), (700, "lazy")])
+def test_auto_copies_late_what_is_large(make_runner: MakeRunner, width: int, mode: str) -> None:
+    """By the size of what only a step changes, not by the clock: two runs of one script do the same."""
+    model = nn.Sequential(nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, 1))
+    runner = make_runner(model=model, optimizer=torch.optim.Adam(model.parameters()), epochs=2)
+    runner.train()
+    assert runner.session.saver is not None
+    assert [save.mode for save in runner.session.saver.saves] == [mode] * 2
+
+
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
     """By the hook at construction, and by the saver."""
     with pytest.raises(OptionError, match=r"^CheckpointHook\(mode='lasy'\): give one of .*; did you mean 'lazy'\?$"):
         CheckpointHook(mode="lasy")
     with pytest.raises(OptionError, match=r"^mode='lasy' is not one of auto, lazy, eager, sync; did you mean 'lazy'"):
-        Saver(Store("x"), mode="lasy")
+        Saver(Store("x"), Tree({}), mode="lasy")

@@ -704,7 +704,7 @@ def test_a_run_that_ends_while_it_loads_used_batches_again_loses_nothing(
             torch.rand(3)
             random.random()
             if fail and index == 5:
-                runner.deferred.append(lambda: (_ for _ in ()).throw(error))
+                runner.session.request(lambda: (_ for _ in ()).throw(error))
 
         dataset.watch = interrupt
         monitor.append(runner)

@@ -12,10 +12,10 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,17 @@ from eventrunner.checkpoint.verify import FINITE, newest_finite
 from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
 from eventrunner.lanes.lanes import Lanes, Task
 
-__all__ = ["FORMATS", "MODES", "OTHER_LANE", "WRITE_LANE", "Save", "Saver", "stepped_tensors", "watch_steps"]
+__all__ = [
+    "FORMATS",
+    "MODES",
+    "OTHER_LANE",
+    "WRITE_LANE",
+    "Save",
+    "Saver",
+    "Source",
+    "stepped_tensors",
+    "watch_steps",
+]
 
 MODES = ("auto", "lazy", "eager", "sync")
 COPY_LANE, WRITE_LANE, DELETE_LANE = "snapshot", "checkpoint", "retention"
@@ -44,7 +54,7 @@ _watchers: tuple[Callable[[], None], ...] = ()
 _watching = threading.Lock()
 _hooks: list[Any] = []
 
-_TRIALS = 2  # of each mode, before "auto" chooses
+_LAZY_FROM = 4_000_000  # bytes: below, copying at once takes the training less than a thread that has to be woken
 _REMEMBERED = 10_000  # saves whose times are kept for a trace
 
 
@@ -79,7 +89,30 @@ class Save:
     path: Path | None = None
     error: BaseException | None = None
     finite: bool = True
-    on_done: Callable[[Save], None] | None = None
+
+
+class Source(Protocol):
+    """What a saver saves. Called on the training thread, but for :meth:`parameters`, which the writer asks."""
+
+    @property
+    def step(self) -> int:
+        """Iterations that the state has completed."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that it has completed."""
+
+    def state(self, **parts: bool) -> Mapping[str, Any]:
+        """Return the state, with live tensors; *parts* are those of :meth:`Saver.save`."""
+
+    def stepped(self) -> Iterable[Tensor]:
+        """Return the tensors that nothing changes but an optimizer's step and what calls the guards."""
+
+    def parameters(self) -> Collection[str]:
+        """Return the names in ``state()["state_dict"]`` of what must be numbers."""
+
+    def finished(self, save: Save) -> None:
+        """Take note of a save that was committed, or has failed."""
 
 
 def watch_steps(watcher: Callable[[], None], watch: bool = True) -> None:
@@ -118,13 +151,15 @@ class Saver:
 
     Args:
         store: Where the checkpoints go.
-        mode: ``lazy``, ``eager``, ``sync``, or ``auto``: a few saves try the first two, then the one goes on that
-            took less time from the save to the end of the next step's backward.
+        source: What is saved; of its tensors only those of ``stepped`` are ever copied lazily.
+        mode: ``lazy``, ``eager``, ``sync``, or ``auto``: lazy where that spares the training more than it costs, which
+            is told from the size.
         format: ``safetensors`` or ``pth``.
         verify: Whether each save is checked for a tensor that changed while it was being copied, by hashing it twice.
+        after: Lanes whose jobs at the time of a save must be done before it is committed.
         guards: A list of callables: whoever is about to write to the weights calls those that are in it. The saver
             puts one in while it is copying. An optimizer's step waits by itself.
-        deliver: Called in a worker with a callable that the training thread is to call soon.
+        request: Called in a worker when a save is done, with what the training thread is to call soon.
 
     Attributes:
         lanes: Where copying and writing are done; None where everything is done at once.
@@ -138,30 +173,31 @@ class Saver:
     def __init__(
         self,
         store: Store,
+        source: Source,
         *,
         mode: str = "auto",
         format: str = "safetensors",  # noqa: A002  # torch and safetensors call it so
         verify: bool = False,
+        after: Sequence[str] = (),
         guards: list[Callable[[], Any]] | None = None,
-        deliver: Callable[[Callable[[], Any]], None] = lambda action: None,
+        request: Callable[[Callable[[], Any]], None] = lambda action: None,
     ) -> None:
         for name, value, allowed in (("mode", mode, MODES), ("format", format, FORMATS)):
             if value not in allowed:
                 near = did_you_mean(str(value), allowed) or "."
                 raise OptionError(f"{name}={value!r} is not one of {listed(allowed)}{near}")
-        self.store, self.mode, self.format, self.verify = store, mode, format, verify
+        self.store, self.source, self.mode, self.format, self.verify = store, source, mode, format, verify
         self.lanes: Lanes | None = None
         self.saves: deque[Save] = deque(maxlen=_REMEMBERED)
         self.pending: deque[Save] = deque()
         self._guards = [] if guards is None else guards
-        self._deliver = deliver
+        self._after, self._request = tuple(after), request
         self._arrived: deque[Save] = deque()
         self._is_broken = False  # whether the weights of the newest save aren't numbers
         self._finite: str | None = None  # the newest save of which they are, once it is known
         self._spared: dict[str, tuple[str, ...]] = {}  # as that, from being deleted, and after which lanes it may be
         self._snapshots = Snapshotter()
         self._copying: tuple[Save, Snapshot] | None = None
-        self._trial = _Trial()
         self._changing = threading.Lock()  # held where steps come to be watched, and where they no longer are
         self._write_task = Task(self._write, WRITE_LANE, name="checkpoint", site="save", native=True)
         self._delete_task = Task(self._delete, DELETE_LANE, name="retention", site="save", native=True)
@@ -185,76 +221,51 @@ class Saver:
         if self.lanes is not None and self.mode != "sync":
             self.lanes.submit(self._copy_task, (functools.partial(self._snapshots.prepare, nbytes),))
 
-    def save(
-        self,
-        name: str,
-        tree: Mapping[str, Any],
-        *,
-        step: int,
-        epoch: int = 0,
-        meta: Mapping[str, Any] | None = None,
-        stepped: Iterable[Tensor] = (),
-        after: Iterable[str] = (),
-        on_done: Callable[[Save], None] | None = None,
-        requested: float | None = None,
-        parameters: Callable[[], Collection[str]] = tuple,
-    ) -> Save:
-        """Snapshot *tree* and have it committed as checkpoint *name*.
+    def save(self, name: str, *, meta: Mapping[str, Any] | None = None, **parts: bool) -> Save:
+        """Snapshot the source's state and have it committed as checkpoint *name*.
+
+        If one of its parameters isn't a number, the manifest notes it as ``finite: false``, and no run is resumed from
+        this checkpoint by itself.
 
         Args:
             name: Of the checkpoint; one that has it already is replaced.
-            tree: The state, with live tensors.
-            step: Iterations that it has completed.
-            epoch: Epochs that it has completed.
             meta: Anything to note in the manifest; plain JSON.
-            stepped: The tensors that nothing changes but an optimizer's step and what calls the guards; only these are
-                copied lazily.
-            after: Lanes whose present jobs must be done before the commit.
-            on_done: Called on the training thread when the save is committed or has failed.
-            requested: When it was asked for, by ``time.perf_counter``; by default now.
-            parameters: Gives the names in ``tree["state_dict"]`` of what must be numbers. If one isn't, the manifest
-                notes it as ``finite: false``, and no run is resumed from this checkpoint by itself.
+            **parts: What of the state is saved, as the source has it.
 
         Raises:
-            CheckpointError: there is something in *tree* that a checkpoint can't hold.
+            CheckpointError: there is something in the state that a checkpoint can't hold.
             OptionError: there is something in *meta* that JSON can't.
             OSError: the disk refused, in mode ``sync``; else that is raised by the lanes.
         """
+        requested, source = time.perf_counter(), self.source
+        tree = source.state(**parts)
         noted = plain_json(meta or {})
-        facts: dict[str, Any] = {"step": step, "epoch": epoch, "tree_format": self.format}
         self._spared.pop(name, None)
-        save = Save(name, step, self._chosen(), on_done=on_done)
-        save.requested = requested or save.requested
+        save = Save(name, source.step, "sync", requested=requested)
+        lazy = self._choose(save)
         self.settle()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
-        lazy = _addresses(list(stepped)) if beside is not None else ()
-        commit = functools.partial(self.store.commit, name, **facts)
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
+        facts: dict[str, Any] = {"step": save.step, "epoch": source.epoch, "tree_format": self.format}
+        commit = functools.partial(self.store.commit, name, **facts)
         try:
             save.nbytes = snapshot.nbytes
             self._hold(save, snapshot)
-            self._start(save, functools.partial(_committed, save, snapshot, commit, noted, parameters, tree), after)
+            commit = functools.partial(_committed, save, snapshot, commit, noted, source.parameters, tree)
+            self._start(save, commit, self._after)
         except BaseException:  # interrupted, or the lanes were closed meanwhile
             snapshot.release()
             raise
         save.stall += time.perf_counter() - save.requested
         return save
 
-    def link(
-        self,
-        name: str,
-        source: str,
-        *,
-        step: int,
-        meta: Mapping[str, Any] | None = None,
-        on_done: Callable[[Save], None] | None = None,
-    ) -> Save:
+    def link(self, name: str, source: str, *, meta: Mapping[str, Any] | None = None) -> Save:
         """Have a twin of checkpoint *source*, which may still be pending, committed as *name*.
 
         Raises:
             CheckpointNotFoundError: *source* is neither pending nor there.
         """
-        save = Save(name, step, "link", on_done=on_done)
+        save = Save(name, self.source.step, "link")
         if all(each.name != source for each in self.pending):
             self.store.path(source)
         self._start(save, functools.partial(self.store.link, name, source, meta=dict(meta or {})))
@@ -301,7 +312,7 @@ class Saver:
             self.lanes.check()
 
     def collect(self) -> int:
-        """Tell of each save that is done since, and return how many there were."""
+        """Hand each save that is done since to the source, and return how many there were."""
         count = 0
         while self._arrived:
             self._done(self._arrived.popleft())
@@ -324,33 +335,35 @@ class Saver:
     def _on_step(self) -> None:
         if self._copying is not None:
             self.settle()
-        if self._trial.save is not None:
-            self._trial.end()
         with self._changing:  # another thread than that which saves may be stepping
-            if self._copying is None and self._trial.save is None:
+            if self._copying is None:
                 watch_steps(self._on_step, watch=False)
 
     def _inline(self) -> bool:
         return self.mode == "sync" or self.lanes is None or not self.lanes.is_open
 
-    def _chosen(self) -> str:
+    def _choose(self, save: Save) -> Collection[int]:
+        """Set the save's mode; returns the addresses of what is copied lazily.
+
+        ``auto`` goes by the size alone, so that two runs of one script do the same.
+        """
         if self._inline():
-            return "sync"
-        return self._trial.next_mode() if self.mode == "auto" else self.mode
+            return ()
+        stepped = [] if self.mode == "eager" else list(self.source.stepped())
+        lazy = self.mode == "lazy" or sum(map(_nbytes, stepped)) >= _LAZY_FROM
+        save.mode = "lazy" if lazy else "eager"
+        return _addresses(stepped) if lazy else ()
 
     def _copy_beside(self, copy: Callable[[], None]) -> None:
         assert self.lanes is not None  # the mode is lazy
         self.lanes.submit(self._copy_task, (copy,))
 
     def _hold(self, save: Save, snapshot: Snapshot) -> None:
-        """See that nobody writes to what is being copied, and how long it takes to the next step."""
+        """See that nobody writes to what is being copied."""
         with self._changing:
             if not snapshot.copied:
                 self._copying = save, snapshot
                 self._guards.append(self.settle)
-            if self.mode == "auto" and save.mode != "sync":
-                self._trial.begin(save)
-            if save.mode != "sync":
                 watch_steps(self._on_step)
 
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:
@@ -386,7 +399,7 @@ class Saver:
         finally:
             save.ended = time.perf_counter()
             self._arrived.append(save)
-            self._deliver(self.collect)
+            self._request(self.collect)
 
     def _delete(self, name: str, before: Iterable[Callable[[], None]] = ()) -> None:
         for wait in before:
@@ -399,9 +412,7 @@ class Saver:
         self.saves.append(save)
         if save.path is not None and save.mode != "link":
             self._note_finite(save)
-        on_done, save.on_done = save.on_done, None
-        if on_done is not None:
-            on_done(save)
+        self.source.finished(save)
 
     def _note_finite(self, save: Save) -> None:
         self._is_broken = not save.finite
@@ -415,34 +426,6 @@ class Saver:
         if self._finite is None:
             self._finite = newest_finite(self.store.folder)
         return self._finite
-
-
-class _Trial:
-    """What ``auto`` has measured: by mode, the seconds from each save to the optimizer's next step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {"eager": [], "lazy": []}
-        self.save: Save | None = None
-        self._asked = 0
-
-    def next_mode(self) -> str:
-        """The mode to try, or the one that was found cheaper."""
-        self._asked += 1
-        fewest = min(self.seconds, key=lambda mode: len(self.seconds[mode]))
-        if self._asked == 1 or len(self.seconds[fewest]) < _TRIALS:
-            return fewest
-        return min(self.seconds, key=lambda mode: min(self.seconds[mode]))
-
-    def begin(self, save: Save) -> None:
-        """Measure this one, unless it is the first, which has memory to allocate."""
-        if self._asked > 1 and len(self.seconds[save.mode]) < _TRIALS:
-            self.save = save
-
-    def end(self) -> None:
-        """An optimizer is about to step."""
-        save, self.save = self.save, None
-        if save is not None:
-            self.seconds[save.mode].append(time.perf_counter() - save.requested)
 
 
 def _committed(
@@ -468,6 +451,10 @@ def _addresses(tensors: list[Tensor]) -> frozenset[int]:
         return frozenset(map(Tensor.data_ptr, tensors))
     except RuntimeError:  # a sparse one has no memory of its own, and is copied at once
         return frozenset(each.data_ptr() for each in tensors if each.layout is torch.strided)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.nbytes if tensor.layout is torch.strided else 0
 
 
 def _call(action: Callable[[], None]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,13 @@ from eventrunner.files.lock import FolderLock
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.session.best import BestScores, best_name, name_list
-from eventrunner.session.kept import Kept
-from eventrunner.session.resume import gather
+from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
+from eventrunner.session.saves import gather
 from eventrunner.training.state import check_initialized
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["CheckpointHook"]
 
@@ -47,12 +47,34 @@ _IN_COMMON = ("out_dir", "save_optimizer", "save_param_scheduler", "mode", "offl
 
 _LONGEST_TEMPLATE = 80  # bytes: with a metric's name and a number, a checkpoint's has 200
 _DIGITS = re.compile(r"\d*\{\}\d*")
-_COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
 
 _SECTIONS = (
     *("meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "hooks", "filters", "rng", "loop"),
     *("gradients", "ema_state_dict"),
 )
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A save that was asked for and isn't over yet.
+
+    Attributes:
+        step: The iterations that its state has completed.
+        before: What each of its hooks kept before it.
+        doomed: What may be deleted once it is committed.
+        metric: That by which it is the best; None for a regular save.
+        best: The score and name that were the best before.
+        score: Its own.
+        save: What became of it, once it was begun.
+    """
+
+    step: int
+    before: list[tuple[CheckpointHook, Retention]]
+    doomed: list[str]
+    metric: str | None = None
+    best: tuple[float, str] | None = None
+    score: float = 0.0
+    save: Save | None = None
 
 
 @HOOKS.register_module()
@@ -145,14 +167,16 @@ class CheckpointHook(Hook):
         _check_published(self)
         _check_way(self)
         self.out_dir = absolute(out_dir)
-        self.kept = Kept()
+        self.kept = Retention()
+        self.due: str | None = None  # the name under which a regular save is about to be made
+        self._asked: dict[str, _Asked] = {}  # by name
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
         self._resumed: tuple[Any, ...] | None = None  # what the hook was told by of which the resumed run had the state
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
         self._prepared = self._warned = False
         self._planned: int | None = None  # iterations
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """Refuse what doesn't go with the run; called when the hook is registered."""
         loop = runner.train_loop
         if loop is None:
@@ -185,19 +209,21 @@ class CheckpointHook(Hook):
                 setattr(self, name, None)
         self.best.forget()
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""
-        if self.out_dir is not None and runner.checkpoint_folder is None:
-            self._go_to(runner, Path(self.out_dir) / runner.work_dir.name)
+        if self.out_dir is not None and runner.session.checkpoint_folder is None:
+            self._check_elsewhere(runner, Path(self.out_dir) / runner.work_dir.name)
+            runner.save_to(Path(self.out_dir) / runner.work_dir.name)
         if runner.mode == "train" and runner.is_main and self._is_first(runner):
-            runner.closing.enter_context(FolderLock(runner.checkpoint_dir))
+            runner.session.closing.enter_context(FolderLock(runner.checkpoint_dir))
             Store(runner.checkpoint_dir).clean()
             mode = self.mode if self.offload else "sync"
             runner.make_saver(mode=mode, format=self.format, verify=self.verify)
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Begin to count saves, tell what a resumed run has saved before, and refuse a state that can't be saved."""
-        self._warned, self.kept.due = False, None
+        self._warned, self.due = False, None
+        self._asked.clear()
         self._prepared, self._planned = False, runner.max_iters
         self._check_order(runner)
         if self._is_first(runner):
@@ -209,7 +235,7 @@ class CheckpointHook(Hook):
         self._told = dict(self.best.best)
         self._tell_best(runner)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save by iterations."""
         if not self._prepared:  # only now an optimizer has its state
             self._prepared = True
@@ -222,19 +248,19 @@ class CheckpointHook(Hook):
         step, interval = runner.progress.iter + 1, self.interval or 0
         due = interval > 0 and step >= self.save_begin and (step - self.save_begin) % interval == 0
         if due or (step == self._planned and self.save_last):
-            self.kept.due = _name(self, "iter_{}", runner.progress.step)
+            self.due = _name(self, "iter_{}", runner.progress.step)
             runner.defer(lambda: self._save_due(runner), mutates=False)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Save by epochs."""
         if self.by_epoch and (
             self.every_n_epochs(runner, self.interval or 0, self.save_begin)
             or (self.save_last and self.is_last_train_epoch(runner))
         ):
-            self.kept.due = _name(self, "epoch_{}", runner.progress.epochs_completed)
+            self.due = _name(self, "epoch_{}", runner.progress.epochs_completed)
             runner.defer(lambda: self._save_due(runner), mutates=False)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Mark the best; a validation by ``val()`` is no part of a training and marks nothing."""
         if runner.mode != "train" or not self.best.keys:
             return
@@ -245,12 +271,12 @@ class CheckpointHook(Hook):
         if improved:
             runner.defer(functools.partial(self._save_best, runner, dict(improved)), mutates=False)
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Run) -> None:
         """Save the last state where a run ended early, and publish; not after a failure, which may have torn it."""
-        if runner.torn:
+        if runner.session.torn:
             return
         for hook in _hooks_of(runner):
-            hook.kept.due = _boundary_name(hook, runner) if _lacks_last(hook, runner) else None
+            hook.due = _boundary_name(hook, runner) if _lacks_last(hook, runner) else None
         self._save_due(runner)
         if self.published_keys and runner.is_main and not _is_asked(runner):
             runner.flush(WRITE_LANE)
@@ -258,21 +284,33 @@ class CheckpointHook(Hook):
             for name in dict.fromkeys([*last, *(best for _, best in self.best.best.values())]):
                 _publish(runner, name, self.published_keys)
 
+    def after_commit_checkpoint(self, runner: Run, path: Path, step: int) -> None:
+        """Tell the message hub, and have deleted what the save has made superfluous, after all others were called."""
+        asked = self._asked.pop(path.name, None)
+        if asked is None:  # not this hook's
+            return
+        if asked.metric is None:
+            runner.message_hub.update_info("last_ckpt", str(path), resumed=False)
+        else:
+            self._told[asked.metric] = asked.score, path.name
+            self._tell_best(runner)
+        runner.defer(functools.partial(self._delete, runner, asked.doomed), mutates=False)
+
     def state_dict(self) -> dict[str, Any]:
         """What is kept and what was best."""
         return {**self.kept.state_dict(), "best": self.best.state_dict(), "saves": _kind(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on keeping and comparing."""
-        self.kept.load_state_dict(state)
+        self.kept = Retention.of(state)
         self.best.load_state_dict(state["best"])
         self._resumed = tuple(state["saves"]) if "saves" in state else None
 
-    def _is_first(self, runner: Runner) -> bool:
+    def _is_first(self, runner: Run) -> bool:
         """Whether it does what is to be done once for all of the run's hooks of this kind."""
         return next(iter(_hooks_of(runner)), self) is self
 
-    def _check_order(self, runner: Runner) -> None:
+    def _check_order(self, runner: Run) -> None:
         """Refuse another hook's state, before what that one has kept is deleted."""
         theirs = [_kind(hook) for hook in _hooks_of(runner) if hook is not self]
         if self._resumed != _kind(self) and self._resumed in theirs:
@@ -282,7 +320,7 @@ class CheckpointHook(Hook):
                 "the state of another one of this run; register them in the order that the resumed run had."
             )
 
-    def _check_state(self, runner: Runner) -> None:
+    def _check_state(self, runner: Run) -> None:
         if self._warned:
             return
         try:
@@ -295,92 +333,93 @@ class CheckpointHook(Hook):
             self._warned = True
             runner.logger.warning("save", reason=f"unless a receiver of before_save_checkpoint changes it, {error}")
 
-    def _go_to(self, runner: Runner, folder: Path) -> None:
+    def _check_elsewhere(self, runner: Run, folder: Path) -> None:
         if runner.mode == "train" and not runner.resume and Store(folder).names():
             raise RunExistsError(
                 f"CheckpointHook(out_dir={str(self.out_dir)!r}): {folder} holds another run's checkpoints; choose "
                 "another out_dir or work_dir."
             )
-        runner.checkpoint_folder = folder
 
-    def _save_due(self, runner: Runner) -> None:
+    def _save_due(self, runner: Run) -> None:
         """Make the save that is due, which is also that of the hooks that have the same name due: it has their states.
 
         None is due any more where another hook has made it.
         """
-        if (name := self.kept.due) is None:
+        if (name := self.due) is None:
             return
         step, late = runner.progress.step, _stepped_late(runner)
-        hooks = [hook for hook in _hooks_of(runner) if hook.kept.due == name]
-        before = [(hook, copy.copy(hook.kept)) for hook in hooks]
-        retired = [old for hook in hooks for old in hook.kept.add(name, step, late, hook.max_keep_ckpts)]
-
-        def done(save: Save) -> None:
-            if save.path is not None:
-                runner.message_hub.update_info("last_ckpt", str(save.path), resumed=False)
-                return
-            for hook, kept in before:
-                hook.kept.drop(name, step, kept.last)
-
+        self._forget_failed()
+        asked = _Asked(step, [], [])
+        for hook in [hook for hook in _hooks_of(runner) if hook.due == name]:
+            asked.before.append((hook, hook.kept))
+            hook.kept, doomed = hook.kept.plan(name, step, late, hook.max_keep_ckpts)
+            hook.due = None
+            asked.doomed += doomed
         try:
-            self._commit(runner, name, on_done=done, retired=retired)
+            self._save(runner, name, asked)
         except BaseException:
-            for hook, kept in before:
-                hook.kept = kept
+            for hook, kept in asked.before:
+                hook.kept, hook.due = kept, name
             raise
 
-    def _save_best(self, runner: Runner, improved: dict[str, float]) -> None:
-        before, kept = self.best.best, copy.copy(self.kept)
+    def _save(self, runner: Run, name: str, asked: _Asked, meta: dict[str, Any] | None = None) -> None:
+        saver = runner.session.saver
+        if saver is None:  # another process's part
+            return
+        self._asked[name] = asked
+        optimizer, schedulers = self.save_optimizer, self.save_param_scheduler
+        asked.save = saver.save(name, meta=meta, save_optimizer=optimizer, save_param_scheduler=schedulers)
+
+    def _forget_failed(self) -> None:
+        """Keep no longer, and hold no longer for the best, what was asked for and has failed."""
+        for name, asked in list(self._asked.items()):
+            if asked.save is None or asked.save.error is None:
+                continue
+            del self._asked[name]
+            for hook, kept in asked.before:
+                hook.kept = hook.kept.without(name, asked.step, kept)
+            metric, best = asked.metric, self.best.best
+            if metric is not None and best.get(metric, (0.0, ""))[1] == name:
+                rest = {key: each for key, each in best.items() if key != metric}
+                self.best.best = rest if asked.best is None else {**rest, metric: asked.best}
+
+    def _save_best(self, runner: Run, improved: dict[str, float]) -> None:
+        self._forget_failed()
+        before, kept = self.best.best, self.kept
         where = _boundary_name(self, runner)
         new = {metric: (score, best_name(metric, where)) for metric, score in improved.items()}
         self.best.best = {**before, **new}
         source = self.kept.last[1] if self.kept.last is not None and _is_saved(self, runner) else None
         try:
             for metric, (score, name) in new.items():
-                done = functools.partial(self._best_done, runner, metric, score, before.get(metric))
                 old = [before[metric][1]] if metric in before and before[metric][1] != name else []
+                self.kept, doomed = self.kept.retire(old)
+                asked = _Asked(runner.progress.step, [], doomed, metric, before.get(metric), score)
                 meta = {"best": {metric: score if math.isfinite(score) else str(score)}}  # JSON has no infinity
-                self._commit_best(runner, name, source, meta, done, self.kept.retire(old))
+                self._save_twin(runner, name, source, asked, meta)
                 source = source or name
         except BaseException:
             self.best.best, self.kept = before, kept
             raise
 
-    def _best_done(
-        self, runner: Runner, metric: str, score: float, before: tuple[float, str] | None, save: Save
-    ) -> None:
-        if save.path is not None:
-            self._told[metric] = score, save.name
-            self._tell_best(runner)
-        elif self.best.best.get(metric, (0.0, ""))[1] == save.name:
-            rest = {key: best for key, best in self.best.best.items() if key != metric}
-            self.best.best = rest if before is None else {**rest, metric: before}
-
-    def _commit_best(
-        self,
-        runner: Runner,
-        name: str,
-        source: str | None,
-        meta: dict[str, Any],
-        on_done: Callable[[Save], None],
-        retired: Sequence[str],
-    ) -> None:
+    def _save_twin(self, runner: Run, name: str, source: str | None, asked: _Asked, meta: dict[str, Any]) -> None:
         """A twin of the save that has been made at this step, or a save where there is none, or no more."""
-        if source is not None:
+        saver = runner.session.saver
+        if source is not None and saver is not None:
             with contextlib.suppress(CheckpointNotFoundError):
-                delete = functools.partial(self._delete, runner, retired)
-                runner.link_checkpoint(name, source, meta, on_done, delete)
+                self._asked[name] = asked
+                asked.save = saver.link(name, source, meta=meta)
                 return
-        self._commit(runner, name, meta, on_done, retired)
+        self._save(runner, name, asked, meta)
 
-    def _tell_last(self, runner: Runner) -> None:
+    def _tell_last(self, runner: Run) -> None:
         """Tell the newest save of a resumed run, whichever hook's."""
         known = {hook.kept.last[1] for hook in _hooks_of(runner) if hook.kept.last is not None}
         saved = [name for name in Store(runner.checkpoint_dir).names() if name in known] if known else []
         if saved:
             runner.message_hub.update_info("last_ckpt", str(runner.checkpoint_dir / saved[-1]), resumed=False)
 
-    def _tell_best(self, runner: Runner) -> None:
+    def _tell_best(self, runner: Run) -> None:
         if not self.best.keys:
             return
         infos: dict[str, Any] = {"best": {}}
@@ -392,25 +431,8 @@ class CheckpointHook(Hook):
                 infos["best"][metric] = {"score": score, "path": str(path)}
         runner.message_hub.update_info_dict(infos, resumed=False)
 
-    def _commit(
-        self,
-        runner: Runner,
-        name: str,
-        meta: dict[str, Any] | None = None,
-        on_done: Callable[[Save], None] = lambda save: None,
-        retired: Sequence[str] = (),
-    ) -> None:
-        self._count(runner, requested=1)
-        runner.begin_save(
-            name,
-            meta,
-            self._counted(runner, on_done),
-            functools.partial(self._delete, runner, retired),
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-        )
-
-    def _delete(self, runner: Runner, names: Sequence[str]) -> None:
+    def _delete(self, runner: Run, names: Sequence[str]) -> None:
+        """Delete those that no hook keeps, once what was saved before is committed and nobody may be reading them."""
         hooks = _hooks_of(runner)
         needed = {name for hook in hooks for name in hook.kept.names}  # again, where a successor has failed
         needed |= {name for hook in hooks for _, name in hook.best.best.values()}
@@ -418,34 +440,17 @@ class CheckpointHook(Hook):
             if name not in needed and (runner.checkpoint_dir / name).is_dir():
                 runner.delete_checkpoint(name)
 
-    def _counted(self, runner: Runner, on_done: Callable[[Save], None]) -> Callable[[Save], None]:
-        """*on_done*, called after the account has been kept."""
 
-        def done(save: Save) -> None:
-            files = [] if save.path is None or not save.path.is_dir() else save.path.iterdir()
-            size = sum(file.stat().st_size for file in files)
-            took, committed = save.ended - save.began, save.path is not None
-            self._count(runner, committed=committed, failed=not committed, bytes=size, took=took, stall=save.stall)
-            on_done(save)
-
-        return done
-
-    def _count(self, runner: Runner, **more: float) -> None:
-        counts = runner.message_hub.get_info("saves", {})
-        added = {key: counts.get(key, 0) + more.get(key, 0) for key in _COUNTS}
-        runner.message_hub.update_info("saves", added, resumed=False)
-
-
-def _hooks_of(runner: Runner) -> list[CheckpointHook]:
+def _hooks_of(runner: Run) -> list[CheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
-def _is_asked(runner: Runner) -> bool:
+def _is_asked(runner: Run) -> bool:
     """Whether the run is to end by a signal or as its log fails, so that it is to be saved whatever the options are."""
-    return runner.stop_reason in ("preempted", "interrupted") or runner.log_failure is not None
+    return runner.stop_reason in ("preempted", "interrupted") or runner.session.log_failure is not None
 
 
-def _boundary_name(hook: CheckpointHook, runner: Runner) -> str:
+def _boundary_name(hook: CheckpointHook, runner: Run) -> str:
     """By epoch only where an epoch is complete: midway the same name would stand for another state."""
     loop, step = runner.train_loop, runner.progress.step
     if not hook.by_epoch:
@@ -464,32 +469,32 @@ def _kind(hook: CheckpointHook) -> tuple[Any, ...]:
     return hook.filename_tmpl, hook.by_epoch, hook.interval
 
 
-def _is_saved(hook: CheckpointHook, runner: Runner) -> bool:
+def _is_saved(hook: CheckpointHook, runner: Run) -> bool:
     """Whether the newest regular save is of the present state."""
     return hook.kept.is_at(runner.progress.step, _stepped_late(runner))
 
 
-def _lacks_last(hook: CheckpointHook, runner: Runner) -> bool:
+def _lacks_last(hook: CheckpointHook, runner: Run) -> bool:
     """Whether the state at the end is still to be saved, by its own option or because the run was asked to end."""
     hooks = [hook] if hook.save_last else _hooks_of(runner) if _is_asked(runner) else []
     return bool(hooks and runner.progress.step) and not any(_is_saved(each, runner) for each in hooks)
 
 
-def _stepped_late(runner: Runner) -> bool:
+def _stepped_late(runner: Run) -> bool:
     return runner.train_loop is not None and runner.train_loop.stepped_late
 
 
-def _prepare(runner: Runner) -> None:
+def _prepare(runner: Run) -> None:
     """Have memory ready for the first save, as much as the model and its optimizers have."""
-    if runner.saver is not None:
+    if runner.session.saver is not None:
         optimizers = [wrapper.optimizer for _, wrapper in runner.optim_wrappers]
         tensors = [*runner.model.state_dict().values(), *stepped_tensors(runner.model, optimizers)]
         dense = [each for each in tensors if isinstance(each, Tensor) and each.layout is torch.strided]
         unique = {each.data_ptr(): each.nbytes for each in dense}
-        runner.saver.prepare(sum(unique.values()))
+        runner.session.saver.prepare(sum(unique.values()))
 
 
-def _publish(runner: Runner, name: str, keys: Sequence[str]) -> None:
+def _publish(runner: Run, name: str, keys: Sequence[str]) -> None:
     path, store = runner.checkpoint_dir / name, Store(runner.checkpoint_dir)
     checkpoint, manifest = load_checkpoint(path), verify_checkpoint(path, digests=False)
     absent = [key for key in keys if key not in checkpoint]

@@ -12,7 +12,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.training.rules import check_monitor, infer_rule, is_better, tell_rule, worst
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["EarlyStoppingHook"]
 
@@ -65,7 +65,7 @@ class EarlyStoppingHook(Hook):
         self.wait_count = 0
         self._warned = False
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """Refuse a metric that this run's validations won't report; called when the hook is registered."""
         attempt = f"EarlyStoppingHook(monitor={self.monitor!r})"
         if runner.val_evaluator is not None:
@@ -78,7 +78,7 @@ class EarlyStoppingHook(Hook):
         """Warn anew."""
         self._warned = False
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Judge the score; a validation by ``val()`` is no part of a training and doesn't count."""
         if runner.mode != "train":
             return
@@ -98,7 +98,7 @@ class EarlyStoppingHook(Hook):
         """Go on counting."""
         self.best_score, self.wait_count = state_dict["best_score"], state_dict["wait_count"]
 
-    def _judge(self, runner: Runner, score: float) -> None:
+    def _judge(self, runner: Run, score: float) -> None:
         goal = self.stopping_threshold
         if is_better(self.rule, score, self.best_score, self.min_delta):
             self.best_score, self.wait_count = score, 0
@@ -110,11 +110,11 @@ class EarlyStoppingHook(Hook):
             waited = f"{self.wait_count} validation{'s' * (self.wait_count > 1)}"
             self._stop(runner, "early_stop", f"{self.monitor} hasn't improved on {self.best_score:.4g} in {waited}")
 
-    def _stop(self, runner: Runner, reason: str, why: str) -> None:
+    def _stop(self, runner: Run, reason: str, why: str) -> None:
         runner.logger.info("early stop", reason=why)
         runner.stop(reason)
 
-    def _miss(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+    def _miss(self, runner: Run, metrics: Mapping[str, float]) -> None:
         why = f"the validation gave {listed(map(repr, metrics))}"
         if self.strict:
             raise OptionError(f"EarlyStoppingHook(monitor={self.monitor!r}, strict=True): {why}.")

@@ -29,7 +29,7 @@ from eventrunner.training.state import check_initialized
 from eventrunner.training.weights import load_model, load_what_fits
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["EMAHook"]
 
@@ -92,7 +92,7 @@ class EMAHook(Hook):
         self.src_model: nn.Module | None = None
         self.ema_model: Any = None  # an AveragedModel from the first before_run on
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """Refuse what could never work in this run; called when the hook is registered."""
         if any(isinstance(hook, EMAHook) and hook is not self for hook in runner.hooks):
             raise OptionError("registering a second EMAHook: the model can be validated with one average only.")
@@ -113,47 +113,47 @@ class EMAHook(Hook):
         self.src_model = self.ema_model = None
         self._swapped = False
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Make the average, unless there is one of this model."""
         if self.src_model is not runner.model:
             self.src_model = runner.model
             self.ema_model = _average(self._kind, runner.model, self._options)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Take the new weights in; before the begin, copy them."""
         if runner.epoch + 1 >= self.begin_epoch and runner.iter + 1 >= self.begin_iter:
             self.ema_model.update_parameters(self.src_model)
         else:
             self._follow()
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val_epoch(self, runner: Run) -> None:
         """Validate with the average."""
         self._swap_ema_parameters()
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Go on with the raw weights."""
         self._swap_ema_parameters()
 
-    def before_test_epoch(self, runner: Runner) -> None:
+    def before_test_epoch(self, runner: Run) -> None:
         """Test with the average."""
         self._swap_ema_parameters()
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Leave the raw weights behind."""
         self._swap_ema_parameters()
 
-    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+    def on_exception(self, runner: Run, exception: BaseException) -> None:
         """Leave the raw weights behind where a validation or test failed."""
         if self._swapped:
             self._swap_ema_parameters()
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Run) -> None:
         """Leave the raw weights behind where a signal ended the run within a validation."""
         if self._swapped:
             self._swap_ema_parameters()
         copy_extra_state(runner.model, self.ema_model.module)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Add the average and exchange its tensors for the model's, in the dict alone."""
         if self.ema_model is None:  # saved by hand, before any run
             return
@@ -162,17 +162,17 @@ class EMAHook(Hook):
         if not self._swapped:
             self._swap_ema_state_dict(checkpoint)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Go on with the saved average, or begin with the loaded weights where there is none.
 
         Raises:
             ResumeError: names or shapes aren't those of this run's model.
         """
         absent = left_out(checkpoint)
-        if not runner.resuming and not runner.load_strict:
+        if not runner.session.resuming and not runner.load_strict:
             load_what_fits(self.ema_model.module, checkpoint["state_dict"])
             return
-        if not runner.resuming or "ema_state_dict" not in checkpoint:
+        if not runner.session.resuming or "ema_state_dict" not in checkpoint:
             load_model(self.ema_model.module, checkpoint["state_dict"], absent)
             return
         self._swap_ema_state_dict(checkpoint)

@@ -11,7 +11,7 @@ from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["EmptyCacheHook"]
 
@@ -47,7 +47,7 @@ class EmptyCacheHook(Hook):
                 # On the instance, because what a hook has is what gets connected.
                 setattr(self, f"_{name}", self._empty)
 
-    def _empty(self, runner: Runner, **payload: Any) -> None:
+    def _empty(self, runner: Run, **payload: Any) -> None:
         empty = _EMPTY.get(runner.device.type)
         if empty is not None:
             empty()

@@ -11,7 +11,7 @@ from eventrunner.hook import Hook
 from eventrunner.registry import YIELDING_HOOKS
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["CheckInvalidLossHook"]
 
@@ -40,7 +40,7 @@ class CheckInvalidLossHook(Hook):
             raise OptionError(f"CheckInvalidLossHook(interval={interval!r}): give an int from 1.")
         self.interval = interval
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Look at the loss where it is due; a step that returns none has none to look at."""
         if not self.every_n_train_iters(runner, self.interval) or "loss" not in (outputs or ()):
             return

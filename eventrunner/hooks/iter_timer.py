@@ -15,7 +15,7 @@ from eventrunner.training.order import batch_count
 from eventrunner.training.state import Progress
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["TIMES", "IterTimerHook"]
 
@@ -49,7 +49,7 @@ class IterTimerHook(Hook):
         self._progress = Progress()
         self._planned: int | None = None  # iterations, asked for once an epoch: a loader may reckon its length anew
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """Refuse metrics that are called like the times; called when the hook is registered."""
         for mode, evaluator in (("val", runner.val_evaluator), ("test", runner.test_evaluator)):
             for name in TIMES:
@@ -68,16 +68,16 @@ class IterTimerHook(Hook):
     def t(self, moment: float) -> None:
         self._mark = time.perf_counter() - (time.time() - moment)
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Forget the histories of another run."""
         self._waited, self._took = {}, {}
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Begin the clock that the remaining time is reckoned from."""
         self._began, self.start_iter, self.time_sec_tot = time.perf_counter(), runner.iter, 0.0
         self._progress = runner.progress
 
-    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+    def _before_epoch(self, runner: Run, mode: str = "train") -> None:
         self._mark = time.perf_counter()
         if mode == "train":
             self._planned = runner.max_iters
@@ -87,14 +87,14 @@ class IterTimerHook(Hook):
         planned = batch_count(runner.val_dataloader if mode == "val" else runner.test_dataloader)
         runner.message_hub.provide_info("eta", lambda: _left(self._mark - self._eval_began, self._evaluated, planned))
 
-    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
+    def _before_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
         waited = self._waited.get(mode)
         if waited is None:
             waited = self._waited[mode] = runner.message_hub.history(f"{mode}/data_time").append
         waited(time.perf_counter() - self._mark)
 
     def _after_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
+        self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
     ) -> None:
         took = self._took.get(mode)
         if took is None:
@@ -112,19 +112,19 @@ class IterTimerHook(Hook):
                 if key in runner.message_hub.log_scalars:
                     runner.message_hub.history(key).settle()
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Back to the time that is left of the training."""
         runner.message_hub.provide_info("eta", self._train_left)
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """The same."""
         runner.message_hub.provide_info("eta", self._train_left)
 
-    def after_val(self, runner: Runner) -> None:
+    def after_val(self, runner: Run) -> None:
         """A validation is no part of the next iteration."""
         self._mark = time.perf_counter()
 
-    def after_commit_checkpoint(self, runner: Runner, path: Path, step: int) -> None:
+    def after_commit_checkpoint(self, runner: Run, path: Path, step: int) -> None:
         """Nor is a save."""
         self._mark = time.perf_counter()
 

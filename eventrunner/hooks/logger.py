@@ -28,7 +28,7 @@ from eventrunner.units import clock, duration, pace
 
 if TYPE_CHECKING:
     from eventrunner.lanes.lanes import Lanes
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["LOG_LANE", "LoggerHook"]
 
@@ -129,7 +129,7 @@ class LoggerHook(Hook):
         self._line, self._widths = {}, {}
         self._held.clear()
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Introduce the run, once, and open the file."""
         self._began, self._failure = time.perf_counter(), None
         self._folder = runner.log_dir if self.out_dir is None else Path(self.out_dir) / runner.work_dir.name
@@ -145,7 +145,7 @@ class LoggerHook(Hook):
         if runner.is_main:
             self._rows = RowLog(path)
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Cut the log back to where the run goes on (to nothing, where it begins afresh), and begin to draw."""
         if self._rows is not None and runner.resume:
             self._cut_back(runner, self._rows)
@@ -154,19 +154,19 @@ class LoggerHook(Hook):
         runner.log.aside = self._bar.aside
         self._bar.start()
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Run) -> None:
         """Write the last epoch's line: its validation is done, and its saves are, or will be soon."""
         self._close_line(runner)
         loop = runner.train_loop
         self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
         self._epoch_began = time.perf_counter()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a row where one is due."""
         if (batch_idx + 1) % self.interval == 0:
             self._log_interval(runner, runner.iter + 1)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Write the row of a last, incomplete interval where it is wanted, and begin the epoch's line."""
         taken = max(runner.iter - self._epoch_start, 1)
         if self._last_row != runner.iter and (not self.ignore_last or taken < self.interval):
@@ -176,42 +176,42 @@ class LoggerHook(Hook):
             event = _heading(runner, runner.iter, self.log_metric_by_epoch)
             self._line = {"event": event, "step": runner.iter, **_over(runner, taken)}
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Write the validation's row."""
         self._log_metrics(runner, "val", metrics or {})
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Write the test's row."""
         self._log_metrics(runner, "test", metrics or {})
 
-    def after_commit_checkpoint(self, runner: Runner, path: Path, step: int) -> None:
+    def after_commit_checkpoint(self, runner: Run, path: Path, step: int) -> None:
         """Remember what to show as saved, and write the lines that waited for no more than this."""
         self._saved.append((step, path.name))
         self._write_lines(runner)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Have what was written so far reach the disk before the save is committed: else a resumed run has a gap."""
         if self._rows is not None:
             self._write_held(runner)
             self._offload(runner, self._syncing, self._rows, self._events, runner.end_for)
 
-    def on_exception(self, runner: Runner, exception: BaseException) -> None:
+    def on_exception(self, runner: Run, exception: BaseException) -> None:
         """Remember what to say at the end."""
         self._failure = exception
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Run) -> None:
         """Write the last line."""
         self._close_line(runner)
 
-    def after_run(self, runner: Runner) -> None:
+    def after_run(self, runner: Run) -> None:
         """Take the bar away, close the files, and say how it ended."""
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
         self._soon.cancel()
         self._write_held(runner)
-        if runner.lanes is not None:
-            runner.lanes.wait(LOG_LANE, label="end")
+        if runner.session.lanes is not None:
+            runner.session.lanes.wait(LOG_LANE, label="end")
         for opened in (self._rows, self._events):
             if opened is not None:
                 with _ending(runner.end_for):
@@ -223,7 +223,7 @@ class LoggerHook(Hook):
             conclude(runner, time.perf_counter() - self._began, self._failure, account_of(runner))
         self._failure = None  # its traceback has the whole run
 
-    def _cut_back(self, runner: Runner, rows: RowLog) -> None:
+    def _cut_back(self, runner: Run, rows: RowLog) -> None:
         loop = runner.train_loop
         kept = rows.cut_back(runner.iter, loop is not None and not loop.validated)
         steps = [row["step"] for row in kept if any(key.startswith("train/") for key in row)]
@@ -234,7 +234,7 @@ class LoggerHook(Hook):
                 if row["step"] == runner.iter:
                     _add_events(self._events, row)
 
-    def _log_interval(self, runner: Runner, step: int) -> None:
+    def _log_interval(self, runner: Run, step: int) -> None:
         scalars = self._scalars(runner, "train")
         self._last_row = step
         self._write_row(runner, scalars, step)
@@ -243,7 +243,7 @@ class LoggerHook(Hook):
             shown = {key: value for key, value in scalars.items() if key.startswith("train/")}
             self._begin_line(runner, shown, step)
 
-    def _warn_of_invalid(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
+    def _warn_of_invalid(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
         """Say once of each loss that it is no number, as long as it isn't."""
         invalid = {key for key, value in scalars.items() if "loss" in key and not math.isfinite(value)}
         for key in sorted(invalid - self._invalid):
@@ -251,7 +251,7 @@ class LoggerHook(Hook):
             runner.logger.warning("loss", reason=reason)
         self._invalid = invalid
 
-    def _scalars(self, runner: Runner, mode: str) -> dict[str, float]:
+    def _scalars(self, runner: Run, mode: str) -> dict[str, float]:
         """What the hub has of a mode, as it stands or smoothed."""
         scalars = {}
         for key, buffer in runner.message_hub.log_scalars.items():
@@ -259,7 +259,7 @@ class LoggerHook(Hook):
                 scalars[key] = buffer.mean(self.window_size) if _is_smoothed(key) else buffer.current()
         return scalars
 
-    def _log_metrics(self, runner: Runner, mode: str, metrics: dict[str, float]) -> None:
+    def _log_metrics(self, runner: Run, mode: str, metrics: dict[str, float]) -> None:
         scalars = {f"{mode}/{name}": value for name, value in metrics.items()}
         others = {key: value for key, value in self._scalars(runner, mode).items() if _TIME.search(key) is None}
         self._write_row(runner, {**others, **scalars}, runner.iter)
@@ -273,7 +273,7 @@ class LoggerHook(Hook):
             line = headed(mode, *(f"{key} {shown(value)}" for key, value in scalars.items()), duration(took))
             runner.logger.info(mode, step=runner.iter, **scalars, took=round(took, 3), line=line)
 
-    def _write_row(self, runner: Runner, scalars: dict[str, float], step: int) -> None:
+    def _write_row(self, runner: Run, scalars: dict[str, float], step: int) -> None:
         position = None if runner.train_loop is None else runner.train_loop.position
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
         if self.tensorboard and runner.is_main and self._events is None:
@@ -282,14 +282,14 @@ class LoggerHook(Hook):
         rows, events = self._rows, self._events
         if rows is not None:
             self._unwritten.append(row)
-            lanes = runner.lanes if self.offload else None
+            lanes = runner.session.lanes if self.offload else None
             if lanes is None or self._soon.due(lambda: self._write_unasked(lanes, rows, events, runner.end_for)):
                 self._write_held(runner)
-        runner.scalars = scalars
+        runner.session.scalars = scalars
         if runner.emitters.on_log:
             runner.emitters.on_log(runner, scalars=scalars, step=step)
 
-    def _write_held(self, runner: Runner) -> None:
+    def _write_held(self, runner: Run) -> None:
         """Have the rows written that were held back, without waiting for more."""
         if self._unwritten and self._rows is not None:
             self._soon.done()
@@ -300,9 +300,9 @@ class LoggerHook(Hook):
         with contextlib.suppress(LaneError):  # closed: the end of the run writes what is left
             lanes.submit(self._writing, (rows, events, self._unwritten, failed))
 
-    def _offload(self, runner: Runner, task: Task, *arguments: Any) -> None:
-        if runner.lanes is not None and self.offload:
-            runner.lanes.submit(task, arguments)
+    def _offload(self, runner: Run, task: Task, *arguments: Any) -> None:
+        if runner.session.lanes is not None and self.offload:
+            runner.session.lanes.submit(task, arguments)
         else:
             task.call(*arguments)
 
@@ -326,13 +326,13 @@ class LoggerHook(Hook):
             if events is not None:
                 events.flush()
 
-    def _begin_line(self, runner: Runner, scalars: Mapping[str, float], step: int) -> None:
+    def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
         """A line that is no epoch's, closed when what is deferred at this site, the saves, has been asked for."""
         self._close_line(runner)
         self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
         runner.defer(lambda: runner.defer(lambda: self._close_line(runner), mutates=False), mutates=False)
 
-    def _close_line(self, runner: Runner) -> None:
+    def _close_line(self, runner: Run) -> None:
         """Let the line that was begun, if there is one, gather no more, and write it once its step is saved."""
         if self._line:
             fields, self._line = self._line, {}
@@ -344,13 +344,13 @@ class LoggerHook(Hook):
             self._held.append(fields)
         self._write_lines(runner)
 
-    def _write_lines(self, runner: Runner, force: bool = False) -> None:
+    def _write_lines(self, runner: Run, force: bool = False) -> None:
         """Write the lines, in order, up to the first that a save under way belongs to."""
-        pending = [] if runner.saver is None or force else [save.step for save in runner.saver.pending]
+        pending = [] if runner.session.saver is None or force else [save.step for save in runner.session.saver.pending]
         while self._held and all(step > self._held[0]["step"] for step in pending):
             self._write_line(runner, self._held.popleft())
 
-    def _write_line(self, runner: Runner, fields: dict[str, Any]) -> None:
+    def _write_line(self, runner: Run, fields: dict[str, Any]) -> None:
         later = self._held[0]["step"] if self._held else None
         validated = any(key.startswith("val/") for key in fields)
         taken = [
@@ -412,7 +412,7 @@ def _add_events(writer: Any, row: Mapping[str, Any]) -> None:
             writer.add_scalar(key, value, row["step"])
 
 
-def _heading(runner: Runner, step: int, by_epoch: bool) -> str:
+def _heading(runner: Run, step: int, by_epoch: bool) -> str:
     loop = runner.train_loop
     assert loop is not None  # lines are a training's
     word, done, total = "iter", step, loop.max_iters
@@ -421,11 +421,11 @@ def _heading(runner: Runner, step: int, by_epoch: bool) -> str:
     return f"{word} {done}" if total is None else f"{word} {done:>{len(str(total))}}/{total}"
 
 
-def _by_epoch(runner: Runner) -> bool:
+def _by_epoch(runner: Run) -> bool:
     return runner.train_loop is not None and runner.train_loop.by_epoch
 
 
-def _over(runner: Runner, iterations: int) -> dict[str, float]:
+def _over(runner: Run, iterations: int) -> dict[str, float]:
     """What an epoch's line has of its training: means, and the learning rates of its last iteration."""
     histories = runner.message_hub.log_scalars.items()
     buffers = {key: buffer for key, buffer in histories if key.startswith("train/") and len(buffer)}

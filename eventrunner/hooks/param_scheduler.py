@@ -11,7 +11,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.training.schedule import Schedule, all_schedules
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["ParamSchedulerHook"]
 
@@ -33,7 +33,7 @@ class ParamSchedulerHook(Hook):
         """Know no scheduler: another may have the id of one that is gone."""
         self._stepped = set()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Step those that count iterations."""
         schedules = runner.param_schedulers
         for schedule in schedules if type(schedules) is list else all_schedules(schedules):
@@ -44,13 +44,13 @@ class ParamSchedulerHook(Hook):
             else:
                 self._step(schedule)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Step those that count epochs."""
         for schedule in all_schedules(runner.param_schedulers):
             if schedule.by_epoch and not schedule.needs_metric:
                 self._step(schedule)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Step those that follow a metric; a validation by ``val()`` is no part of a training and steps none."""
         if runner.mode != "train":
             return

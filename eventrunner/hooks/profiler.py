@@ -18,7 +18,7 @@ from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["ProfilerHook"]
 
@@ -112,7 +112,7 @@ class ProfilerHook(Hook):
         self._done = 0
         self._recorded = False
 
-    def check_run(self, runner: Runner) -> None:
+    def check_run(self, runner: Run) -> None:
         """Refuse to profile more than there is; called when the hook is registered."""
         unit, planned = ("epochs", runner.max_epochs) if self.by_epoch else ("iterations", runner.max_iters)
         if planned is not None and self.profile_times > planned:
@@ -121,7 +121,7 @@ class ProfilerHook(Hook):
                 f"{planned} {unit}."
             )
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Begin."""
         if runner.is_main:
             self._done, self._recorded = 0, False
@@ -129,7 +129,7 @@ class ProfilerHook(Hook):
             self._profiler = profiler.profile(**self._options, on_trace_ready=lambda p: self._trace(runner, report, p))
             self._profiler.start()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Tell the profiler where an iteration ends."""
         if self._profiler is None:
             return
@@ -139,25 +139,25 @@ class ProfilerHook(Hook):
             self._profiler.step()
         self._count(runner, by_epoch=False)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Count."""
         self._count(runner, by_epoch=True)
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Run) -> None:
         """Stop, where the training ended earlier."""
         self._stop(runner)
 
-    def after_run(self, runner: Runner) -> None:
+    def after_run(self, runner: Run) -> None:
         """Stop, where another receiver of ``after_train`` failed."""
         self._stop(runner)
 
-    def _count(self, runner: Runner, by_epoch: bool) -> None:
+    def _count(self, runner: Run, by_epoch: bool) -> None:
         if self.by_epoch is by_epoch:
             self._done += 1
             if self._done >= self.profile_times:
                 self._stop(runner)
 
-    def _stop(self, runner: Runner) -> None:
+    def _stop(self, runner: Run) -> None:
         if self._profiler is None:
             return
         running, self._profiler = self._profiler, None
@@ -165,7 +165,7 @@ class ProfilerHook(Hook):
         if not self._recorded:
             runner.logger.warning("profile", reason="nothing was recorded: it ended before the schedule became active")
 
-    def _trace(self, runner: Runner, report: Report, recorded: profiler.profile) -> None:
+    def _trace(self, runner: Run, report: Report, recorded: profiler.profile) -> None:
         self._recorded = True
         report(recorded)
         if self.json_trace_path is not None:
@@ -175,7 +175,7 @@ class ProfilerHook(Hook):
             runner.logger.info("profile", path=path)
 
 
-def _report(on_trace_ready: Report | Mapping[str, Any] | None, runner: Runner) -> Report:
+def _report(on_trace_ready: Report | Mapping[str, Any] | None, runner: Run) -> Report:
     """What to do with a recording, bound to the run's log and folder."""
     if callable(on_trace_ready):
         return on_trace_ready

@@ -16,7 +16,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.training.state import Stateful
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["Roster"]
 
@@ -35,7 +35,7 @@ class _Origin:
 class Roster:
     """The hooks of *runner*, which are its bus's receivers as long as they are on it."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Run) -> None:
         self._runner, self._number = runner, next(_numbers)
         self._handles: list[HookHandle] = []
 

@@ -13,7 +13,7 @@ from eventrunner.report.history import SETTLE_EVERY, HistoryBuffer, Scalar, scal
 from eventrunner.version import __version__
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
     from eventrunner.training.optim import OptimWrapper
 
 __all__ = ["RuntimeInfoHook"]
@@ -45,7 +45,7 @@ class RuntimeInfoHook(Hook):
         self._outputs: dict[str, tuple[_Keep, Callable[[Scalar], None]]] = {}  # append and update, by train_step's key
         self._histories: list[HistoryBuffer] = []  # those that are appended to, which are to be settled
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner: Run) -> None:
         """Say which run this is."""
         runner.message_hub.update_info_dict(
             {"seed": runner.seed, "experiment_name": runner.experiment_name, "eventrunner_version": __version__},
@@ -53,7 +53,7 @@ class RuntimeInfoHook(Hook):
         )
         runner.message_hub.provide_info("loop_stage", lambda: _stage(runner))
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Run) -> None:
         """Say how far the training is and how far it goes."""
         hub = runner.message_hub
         hub.update_info_dict({"max_epochs": runner.max_epochs, "max_iters": runner.max_iters}, resumed=False)
@@ -61,16 +61,16 @@ class RuntimeInfoHook(Hook):
         self._optim, self._outputs, self._histories = None, {}, []  # another run has its own
         self._count(runner)
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Run) -> None:
         """Count again where somebody else has written to the counters."""
         self._count(runner)
 
-    def _count(self, runner: Runner) -> None:
+    def _count(self, runner: Run) -> None:
         progress = runner.progress
         runner.message_hub.provide_info("epoch", lambda: progress.epoch)
         runner.message_hub.provide_info("iter", lambda: progress.iter)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates that the iteration uses."""
         if self._optim is not runner.optim_wrapper:
             self._look_at(runner)
@@ -83,7 +83,7 @@ class RuntimeInfoHook(Hook):
                 for index, group in enumerate(groups):
                     runner.message_hub.update_scalar(key if len(groups) == 1 else f"{key}/{index}", group["lr"])
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep what train_step returned, and the gradients' norm."""
         for name, value in (outputs or {}).items():  # a step that updates the weights itself may return nothing
             scalar = scalar_of(value)
@@ -99,7 +99,7 @@ class RuntimeInfoHook(Hook):
         if (batch_idx + 1) % SETTLE_EVERY == 0:
             self._settle()
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Have an epoch that is shorter added up, too."""
         self._settle()
 
@@ -107,7 +107,7 @@ class RuntimeInfoHook(Hook):
         for history in self._histories:
             history.settle()
 
-    def _look_at(self, runner: Runner) -> None:
+    def _look_at(self, runner: Run) -> None:
         """Find out whose rates and norms there are to keep."""
         self._optim = runner.optim_wrapper
         self._rates, self._norms = [], []
@@ -119,7 +119,7 @@ class RuntimeInfoHook(Hook):
             if wrapper.clips:
                 self._norms.append((wrapper, f"{prefix}grad_norm"))
 
-    def _begin_output(self, runner: Runner, name: str) -> tuple[_Keep, Callable[[Scalar], None]]:
+    def _begin_output(self, runner: Run, name: str) -> tuple[_Keep, Callable[[Scalar], None]]:
         key = f"train/{name}"
         if self._is_own(runner, key):
             raise OptionError(
@@ -130,7 +130,7 @@ class RuntimeInfoHook(Hook):
         self._outputs[name] = history.append, history.update
         return self._outputs[name]
 
-    def _is_own(self, runner: Runner, key: str) -> bool:
+    def _is_own(self, runner: Run, key: str) -> bool:
         """Whether it is the key of a rate, a norm or a time that this run keeps."""
         rates = [rate for _, rate, _ in self._rates]
         parts = {f"{rate}/{index}" for wrapper, rate, _ in self._rates for index in range(len(wrapper.param_groups))}
@@ -138,27 +138,27 @@ class RuntimeInfoHook(Hook):
         times = [f"train/{name}" for name in TIMES] if timed else []
         return key in {*rates, *parts, *times, *(norm for _, norm in self._norms)}
 
-    def _history(self, runner: Runner, key: str) -> HistoryBuffer:
+    def _history(self, runner: Run, key: str) -> HistoryBuffer:
         self._histories.append(runner.message_hub.history(key))
         return self._histories[-1]
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
         _keep_metrics(runner, "val", metrics)
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""
         _keep_metrics(runner, "test", metrics)
 
 
-def _keep_metrics(runner: Runner, mode: str, metrics: dict[str, float] | None) -> None:
+def _keep_metrics(runner: Run, mode: str, metrics: dict[str, float] | None) -> None:
     runner.message_hub.update_scalars({f"{mode}/{name}": value for name, value in (metrics or {}).items()})
 
 
-def _stage(runner: Runner) -> str | None:
+def _stage(runner: Run) -> str | None:
     loops = (("val", runner.val_loop), ("test", runner.test_loop), ("train", runner.train_loop))
     return next((stage for stage, loop in loops if loop is not None and loop.running), None)
 
 
-def _dataset_meta(runner: Runner) -> Any:
+def _dataset_meta(runner: Run) -> Any:
     return getattr(getattr(runner.train_dataloader, "dataset", None), "metainfo", None)

@@ -9,7 +9,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.training.order import announce
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["DistSamplerSeedHook"]
 
@@ -25,6 +25,6 @@ class DistSamplerSeedHook(Hook):
     priority = "NORMAL"
     mutates = ()
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Run) -> None:
         """Set the epoch."""
         announce(runner.train_dataloader, runner.epoch)

@@ -9,7 +9,7 @@ from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["SyncBuffersHook"]
 
@@ -33,16 +33,16 @@ class SyncBuffersHook(Hook):
     def __init__(self) -> None:
         self._synced_at = -1
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Run) -> None:
         """Agree at the end of an epoch."""
         self._sync(runner)
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val_epoch(self, runner: Run) -> None:
         """Agree before a validation, unless the epoch has just ended."""
         if runner.iter != self._synced_at:
             self._sync(runner)
 
-    def _sync(self, runner: Runner) -> None:
+    def _sync(self, runner: Run) -> None:
         if runner.distributed:
             dist.all_reduce_mean_([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()])
             self._synced_at = runner.iter

@@ -16,7 +16,7 @@ from eventrunner.lanes.lanes import Account, Span
 from eventrunner.units import duration, size
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["Row", "RunAccount", "SaveAccount", "account_of", "write_trace"]
 
@@ -127,7 +127,7 @@ def _padded(cells: tuple[str, ...], widths: list[int]) -> Iterator[str]:
         yield cell.ljust(width) if index in (0, len(widths) - 1) else cell.rjust(width)
 
 
-def account_of(runner: Runner) -> RunAccount:
+def account_of(runner: Run) -> RunAccount:
     """The account of the session under way, or of the last one."""
     rows: dict[str, Row] = {}
     for entry in runner.ledger.entries():
@@ -135,12 +135,12 @@ def account_of(runner: Runner) -> RunAccount:
         row.calls += entry.calls
         row.inline += entry.seconds
         row.estimated = row.estimated or entry.estimated
-    accounts = runner.last_lanes.accounts() if runner.last_lanes is not None else []
+    accounts = runner.session.last_lanes.accounts() if runner.session.last_lanes is not None else []
     told: set[str] = set()
     for account in accounts:
         _add(rows.setdefault(account.name, Row(account.name)), account, told)
     waited = max((sum(each.barrier_waits.values()) for each in accounts if each.lane == WRITE_LANE), default=0.0)
-    saves = None if runner.saver is None else SaveAccount.of(runner.saver.saves, waited)
+    saves = None if runner.session.saver is None else SaveAccount.of(runner.session.saver.saves, waited)
     return RunAccount(tuple(sorted(rows.values(), key=lambda row: -row.inline - sum(row.waits.values()))), saves)
 
 
@@ -159,14 +159,17 @@ def _add(row: Row, account: Account, told: set[str]) -> None:
         )
 
 
-def write_trace(path: Path, runner: Runner) -> None:
+def write_trace(path: Path, runner: Run) -> None:
     """Write what was recorded as a trace that chrome://tracing and ui.perfetto.dev open.
 
     The training thread has a row for its receivers, each lane one for its jobs, and the saves one from request to
     commit.
     """
-    lanes = runner.last_lanes
-    events = [*_inline(runner.ledger.recorded()), *_saves(() if runner.saver is None else runner.saver.saves)]
+    lanes = runner.session.last_lanes
+    events = [
+        *_inline(runner.ledger.recorded()),
+        *_saves(() if runner.session.saver is None else runner.session.saver.saves),
+    ]
     by_lane: dict[str, list[Span]] = defaultdict(list)
     for span in () if lanes is None else lanes.spans:
         by_lane[span.lane].append(span)

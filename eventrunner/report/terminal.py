@@ -30,7 +30,7 @@ from eventrunner.units import clock, duration, pace, size
 
 if TYPE_CHECKING:
     from eventrunner.report.account import RunAccount
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
 
 __all__ = ["Bar", "conclude", "introduce"]
 
@@ -44,7 +44,7 @@ class Bar:
     above it. Where the terminal fails, the bar is gone for good, and the log's file says so.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Run) -> None:
         self._runner = runner
         self._total, self._first, self._began = runner.max_iters, runner.iter, time.perf_counter()
         console = Console(file=sys.stderr, force_jupyter=False)  # the stream itself, not what will stand in for it
@@ -184,7 +184,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not getattr(stream, "closed", False) and stream.isatty()  # none under pythonw
 
 
-def introduce(runner: Runner) -> None:
+def introduce(runner: Run) -> None:
     """Say what runs, in two lines."""
     model, device, threads = type(runner.model).__name__, str(runner.device), torch.get_num_threads()
     parameters = sum(parameter.numel() for parameter in runner.model.parameters() if not is_lazy(parameter))
@@ -205,7 +205,7 @@ def introduce(runner: Runner) -> None:
     _count_receivers(runner)
 
 
-def _count_receivers(runner: Runner) -> None:
+def _count_receivers(runner: Run) -> None:
     plan, path = runner.bus.describe(runner), runner.log_dir / "log.txt"
     hooks, sites = len(runner.hooks), len({row.site for row in plan})
     functions = len({row.receiver for row in plan} - {type(hook).__name__ for hook in runner.hooks})
@@ -214,7 +214,7 @@ def _count_receivers(runner: Runner) -> None:
     runner.logger.info("plan", hooks=hooks, receivers=functions, sites=sites, path=path, line=line)
 
 
-def conclude(runner: Runner, took: float, failure: BaseException | None, account: RunAccount) -> None:
+def conclude(runner: Run, took: float, failure: BaseException | None, account: RunAccount) -> None:
     """Say how a training ended, what was best, what is saved, what its receivers have cost, and what may come next."""
     _say_ending(runner, took, failure)
     bests: dict[str, Any] = runner.message_hub.get_info("best", {})
@@ -231,8 +231,8 @@ def conclude(runner: Runner, took: float, failure: BaseException | None, account
     _say_resume(runner)
 
 
-def _say_ending(runner: Runner, took: float, failure: BaseException | None) -> None:
-    reason, where = runner.stop_reason, runner.stop_where
+def _say_ending(runner: Run, took: float, failure: BaseException | None) -> None:
+    reason, where = runner.stop_reason, runner.session.stop_where
     head = {"completed": "completed", "exception": "failed", "interrupted": "interrupted"}.get(reason, "stopped")
     if head == "failed" and failure is not None:
         reason = f"{type(failure).__name__}: {failure}".partition("\n")[0].removesuffix(": ")
@@ -245,7 +245,7 @@ def _say_ending(runner: Runner, took: float, failure: BaseException | None) -> N
     runner.logger.info(head, **({} if reason == head else {"reason": reason}), **fields, **counted, line=line)
 
 
-def _progress(runner: Runner, head: str) -> str:
+def _progress(runner: Run, head: str) -> str:
     loop = runner.train_loop
     if loop is None or not loop.by_epoch:
         return _counted(runner.iter, "step") if head == "completed" else f"step {runner.iter}"
@@ -255,7 +255,7 @@ def _progress(runner: Runner, head: str) -> str:
     return f"{'in ' if midway else ''}epoch {runner.epoch + midway}, step {runner.iter}"
 
 
-def _say_saves(runner: Runner) -> None:
+def _say_saves(runner: Run) -> None:
     saves = runner.message_hub.get_info("saves")
     if not saves:
         return
@@ -269,7 +269,7 @@ def _say_saves(runner: Runner) -> None:
     runner.logger.info("saves", **fields, line=headed("saves", said, shown_path(last) if last else ""))
 
 
-def _say_account(runner: Runner, account: RunAccount) -> None:
+def _say_account(runner: Run, account: RunAccount) -> None:
     """The table on a terminal, an event for each of its receivers in a pipe; and what would make one cheaper."""
     rows = account.chosen(_MOST_RECEIVERS)
     table = account.table(rows)
@@ -286,7 +286,7 @@ def _say_account(runner: Runner, account: RunAccount) -> None:
             runner.logger.warning("receiver", reason=row.hint)
 
 
-def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
+def _next_steps(runner: Run, bests: list[str]) -> list[str]:
     last, reason = _last_of_use(runner), runner.stop_reason
     steps = (
         ["runner.test()"]
@@ -298,16 +298,16 @@ def _next_steps(runner: Runner, bests: list[str]) -> list[str]:
     return steps + (["Runner(..., resume=True)"] if last or bests else [])
 
 
-def _last_of_use(runner: Runner) -> str:
+def _last_of_use(runner: Run) -> str:
     """The newest checkpoint that the run has saved; or if its weights aren't numbers, the newest of which they are."""
     last: str = runner.message_hub.get_info("last_ckpt", "")
-    if not last or runner.saver is None or all(save.finite for save in runner.saver.saves):
+    if not last or runner.session.saver is None or all(save.finite for save in runner.session.saver.saves):
         return last
     found = newest_finite(runner.checkpoint_dir)
     return str(runner.checkpoint_dir / found) if found else ""
 
 
-def _say_resume(runner: Runner) -> None:
+def _say_resume(runner: Run) -> None:
     """The last line, whatever the ending: where the run would go on if it were resumed, and what that loses."""
     abandoned = abandoned_in(runner.work_dir)
     saved = [each for _, each in listing(runner.checkpoint_dir).complete if is_of_use(each)]

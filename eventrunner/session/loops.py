@@ -1,8 +1,8 @@
 """The loops: the order of things in time.
 
 A loop trains correctly with no receiver at all: forward, backward and the optimizer's step are its own. It knows
-sites, not hooks, and nothing of checkpoints; ``runner.deferred`` is what receivers asked to be done once all receivers
-of their site have run (a save does, so that it holds every receiver's state as that site leaves it).
+sites, not hooks, and nothing of checkpoints. What was requested of the session is done at its tick, once per iteration:
+when all receivers of a site have run, so that a save holds the state of each as that site leaves it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eventrunner.training.state import rng_state, set_rng_state
 from eventrunner.training.steps import Step, bind_step, check_outputs, loss_of
 
 if TYPE_CHECKING:
-    from eventrunner.runner import Runner
+    from eventrunner.run import Run
     from eventrunner.session.settings import TrainSettings
     from eventrunner.training.evaluator import Evaluator
 
@@ -43,7 +43,7 @@ class TrainLoop:
         settings: The unit, where the training ends, and when it validates.
     """
 
-    def __init__(self, runner: Runner, dataloader: Any, settings: TrainSettings) -> None:
+    def __init__(self, runner: Run, dataloader: Any, settings: TrainSettings) -> None:
         self.runner, self.dataloader, self.by_epoch = runner, dataloader, settings.by_epoch
         self.val_begin, self.val_interval = settings.val_begin, settings.val_interval
         self.progress, self.position = runner.progress, DataPosition()
@@ -51,7 +51,7 @@ class TrainLoop:
         self.reloading: tuple[int, int] | None = None
         """While used batches are loaded once more: how many have been, and how many there are."""
         self._reload_said = 0.0
-        self._guards, self._deferred = runner.bus.guards, runner.deferred
+        self._guards, self._requested = runner.bus.guards, runner.session.requested
         self.running = False
         self.stop_training = False
         """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
@@ -119,9 +119,19 @@ class TrainLoop:
         self.running, self.stepped_late = True, False
         self.progress.settle()
         self._bind()
-        self.runner.begin_train()
+        self._begin_train()
         if not self.stop_training:
             self.validate_if_due()
+
+    def _begin_train(self) -> None:
+        """Emit ``before_train``; then, in a resumed run, put the generators back where the checkpoint had them."""
+        session = self.runner.session
+        session.training_began = True
+        self.runner.call_hook("before_train")
+        session.tick()
+        if session.pending_rng is not None:
+            set_rng_state(session.pending_rng)
+            session.pending_rng = None
 
     def _bind(self) -> None:
         runner = self.runner
@@ -215,8 +225,8 @@ class TrainLoop:
         emit = sites["after_train_iter"]
         if emit is not None:
             emit(runner, batch_idx, data_batch, outputs)
-        if self._deferred:
-            runner.run_deferred()
+        if self._requested:
+            runner.session.tick()
         progress.iter += 1
         progress.iter_done = 0
 
@@ -241,8 +251,8 @@ class TrainLoop:
             runner.emitters.before_train_epoch(runner)
             if drawn is not None:
                 set_rng_state(drawn)
-        if runner.deferred:
-            runner.run_deferred()
+        if runner.session.requested:
+            runner.session.tick()
         self._plan_groups()
         return not self.stop_training
 
@@ -251,8 +261,8 @@ class TrainLoop:
         progress.epoch_done = 1
         if runner.emitters.after_train_epoch:
             runner.emitters.after_train_epoch(runner)
-        if runner.deferred:
-            runner.run_deferred()
+        if runner.session.requested:
+            runner.session.tick()
         progress.epoch += 1
         progress.epoch_done = 0
 
@@ -273,8 +283,8 @@ class TrainLoop:
             self._reload_said = now
             self.runner.logger.info("resume", reason=f"{done} of {total} batches loaded once more")
         self.reloading = None if done == total else (done, total)
-        if self._deferred:
-            self.runner.run_deferred()
+        if self._requested:
+            self.runner.session.tick()
 
     def _before_step(self) -> None:
         if self._guards:  # weights that are being copied are about to change
@@ -355,7 +365,7 @@ class EvalLoop:
     Every submodule is put back into the mode that it had, so parts that were frozen stay frozen.
     """
 
-    def __init__(self, runner: Runner, mode: str, dataloader: Any, evaluator: Evaluator) -> None:
+    def __init__(self, runner: Run, mode: str, dataloader: Any, evaluator: Evaluator) -> None:
         self.runner, self.mode, self.dataloader, self.evaluator = runner, mode, dataloader, evaluator
         self._before_iter, self._after_iter = f"before_{mode}_iter", f"after_{mode}_iter"
         self.running = False
@@ -378,7 +388,7 @@ class EvalLoop:
         runner, mode = self.runner, self.mode
         self._step = bind_step(runner.val_step, runner.model, "val_step")
         if runner.mode == "train":  # a run that is preempted within this validation goes on with all of it
-            runner.rng_before_val = rng_state()
+            runner.session.rng_before_val = rng_state()
         self._pass(f"before_{mode}")
         self._pass(f"before_{mode}_epoch")
         modes = [(module, module.training) for module in runner.model.modules()]
@@ -395,7 +405,7 @@ class EvalLoop:
         finally:
             for module, training in modes:
                 module.training = training
-        runner.rng_before_val = None
+        runner.session.rng_before_val = None
         if mode == "val" and runner.mode == "train" and runner.train_loop is not None:
             runner.progress.validated = runner.train_loop.completed
         self._pass(f"after_{mode}_epoch", metrics=metrics)
@@ -419,15 +429,15 @@ class EvalLoop:
         emit = getattr(runner.emitters, self._after_iter)
         if emit:
             emit(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
-        if runner.deferred:
-            runner.run_deferred()
+        if runner.session.requested:
+            runner.session.tick()
 
     def _pass(self, site: str, **payload: Any) -> None:
         emit = getattr(self.runner.emitters, site)
         if emit:
             emit(self.runner, **payload)
-        if self.runner.deferred:
-            self.runner.run_deferred()
+        if self.runner.session.requested:
+            self.runner.session.tick()
 
 
 def _unbound(batch: Any) -> Any:

@@ -198,15 +198,15 @@ _ORDER = (
     Mutant(
         "older saves are deleted when a new one is asked for",
         "hooks/checkpoint.py",
-        "        self._count(runner, requested=1)\n        runner.begin_save(",
-        "        self._count(runner, requested=1)\n        self._delete(runner, retired)\n        runner.begin_save(",
+        "        self._asked[name] = asked\n        optimizer,",
+        "        self._asked[name] = asked\n        self._delete(runner, asked.doomed)\n        optimizer,",
         _KILLED + _HOOK,
     ),
     Mutant(
         "one less is kept",
-        "session/kept.py",
-        "        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
-        "        keep = max(keep - 1, 1)\n        retired, self.names = self.retire(kept[:-keep]), kept[-keep:]",
+        "session/retention.py",
+        "        after, doomed = self.retire(names[:-keep])",
+        "        keep = max(keep - 1, 1)\n        after, doomed = self.retire(names[:-keep])",
         _KILLED + _HOOK,
     ),
     Mutant(
@@ -223,14 +223,14 @@ _COPIES = (
     Mutant(
         "an optimizer's step doesn't wait for the copy",
         "checkpoint/saver.py",
-        "        if self._copying is not None:\n            self.settle()\n        if self._trial",
-        "        if self._trial",
+        "        if self._copying is not None:\n            self.settle()\n        with",
+        "        with",
         ("tests/test_overlap.py::test_an_optimizer_that_the_run_doesnt_know_waits_too",),
     ),
     Mutant(
         "no optimizer is watched while a copy is under way",
         "checkpoint/saver.py",
-        '            if save.mode != "sync":\n                watch_steps(self._on_step)\n',
+        "                watch_steps(self._on_step)\n",
         "",
         ("tests/test_overlap.py::test_an_optimizer_that_the_run_doesnt_know_waits_too",),
     ),
@@ -257,10 +257,10 @@ _COPIES = (
     ),
     Mutant(
         "gradients that accumulate are copied late",
-        "session/resume.py",
-        "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
-        "    yield from _gradients(runner).values()\n"
-        "    for hook in runner.hooks:\n        yield from hook.own_tensors()",
+        "session/saves.py",
+        "        for hook in run.hooks:\n            yield from hook.own_tensors()",
+        "        yield from _gradients(run).values()\n"
+        "        for hook in run.hooks:\n            yield from hook.own_tensors()",
         ("tests/test_overlap.py::test_gradients_that_accumulate_are_copied_at_the_site",),
     ),
 )
@@ -349,7 +349,7 @@ _RUNS = (
     Mutant(
         "a resumed run draws other numbers",
         "session/resume.py",
-        '    runner.pending_rng = checkpoint["rng"]\n',
+        '    run.session.pending_rng = checkpoint["rng"]\n',
         "",
         _EXACT,
     ),
@@ -362,8 +362,8 @@ _RUNS = (
     ),
     Mutant(
         "the rows of a step may be lost though its save is told of",
-        "runner.py",
-        '            after=("log",),\n',
+        "session/saves.py",
+        'after=("log",), ',
         "",
         ("tests/test_runner_lanes.py::test_log_rows_are_on_the_disk_before_the_save_of_their_step_is",),
     ),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from tiny import same
+from tree import Tree
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.saver import Save, Saver
@@ -145,7 +146,7 @@ def _saved_beside(keep: int, count: int) -> Work:
     def work(folder: Path, tell: Tell) -> None:
         kept: list[str] = []
 
-        def on_done(done: Save) -> None:
+        def finished(done: Save) -> None:
             if done.error is None:
                 tell(f"saved {done.name} {done.step}")
                 kept.append(done.name)
@@ -153,13 +154,15 @@ def _saved_beside(keep: int, count: int) -> Work:
                     tell(f"deleting {kept[0]}")
                     saver.delete(kept.pop(0))
 
-        saver = Saver(_begin(folder), mode="eager")
+        source = Tree({}, finished=finished)
+        saver = Saver(_begin(folder), source, mode="eager")
         with Lanes(deadline=60.0) as lanes:
             saver.open(lanes)
             try:
                 for value in range(11, 11 + count):
                     tell(f"saving iter_{value} {value}")
-                    saver.save(f"iter_{value}", a_tree(value), step=value, on_done=on_done)
+                    source.step, source.tree = value, a_tree(value)
+                    saver.save(f"iter_{value}")
                     saver.collect()
                     lanes.check()
                 saver.wait()

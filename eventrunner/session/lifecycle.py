@@ -1,0 +1,351 @@
+"""One ``train()``, ``val()`` or ``test()`` from its first site to its last, whatever happens between them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint, load_weights
+from eventrunner.errors import LaneError, LaneTimeoutError, Preempted
+from eventrunner.lanes.lanes import Lanes
+from eventrunner.lanes.signals import Asked, preemptible
+from eventrunner.report.account import write_trace
+from eventrunner.report.log import shown_path
+from eventrunner.run import Run
+from eventrunner.session.resume import changed_counts, left_out, restore
+from eventrunner.session.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
+from eventrunner.training.state import set_rng_state
+from eventrunner.training.weights import load_model, load_what_fits, shortened
+from eventrunner.training.workers import shielded_workers
+
+__all__ = ["running"]
+
+_GLANCE = 0.2
+"""Seconds between two looks at whether a signal came while the end of a run is waited for."""
+
+
+@contextlib.contextmanager
+def running(run: Run, mode: str) -> Iterator[None]:
+    """Emit ``before_run``, load what is to be loaded, and leave through ``after_train`` and ``after_run``.
+
+    On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. A signal that asks the run to end is
+    no exception to it: it is left as after a stop, and ``Preempted`` is raised at the end. So it is at the first
+    Ctrl-C, but that ``on_exception`` is passed too, and KeyboardInterrupt is raised. At the leaving sites every
+    receiver is called even where one of them fails, and the first exception is what propagates; later ones are logged
+    and passed to ``on_receiver_error``. What was offloaded is done before the run is left, for whatever reason.
+
+    Raises:
+        OptionError: another session of the runner is under way.
+        RunExistsError: another run has begun in the folder since the Runner was made.
+    """
+    _enter(run, mode)
+    try:
+        with preemptible(functools.partial(_leave_word, run)) as asked, shielded_workers():
+            patience = _Patience(run.offloading.deadline, run.offloading.grace, asked)
+            with _lanes(run, patience):
+                try:
+                    _open(run, mode)
+                    run.call_hook("before_run")
+                    if not run.session.loaded:
+                        _load(run)
+                        run.session.loaded = True
+                    yield
+                    if mode == "train":
+                        _finish_train(run, patience)
+                    _flush(run, patience)
+                    if run.session.log_failure is not None:
+                        raise run.session.log_failure
+                    run.session.stop_reason = run.session.stop_reason or "completed"
+                except BaseException as error:
+                    leave_early = _end_early if asked.is_answer(error) else _fail
+                    leave_early(run, error, patience)
+                    raise
+                failure = _leave(run, "after_run", None) or run.session.log_failure
+                if failure is not None:
+                    raise failure
+                _flush(run, patience)
+        asked.answer()
+    except BaseException as error:
+        run.session.stop_reason = _reason(error)
+        try:
+            _close(run, mode)
+        except OSError as also:
+            error.add_note(f"run.json doesn't say how the run ended: {also}")
+        raise
+    _close(run, mode)
+
+
+def _leave_word(run: Run, asked: Asked) -> None:
+    """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
+    run.session.request(asked.answer)
+    if asked.interrupted:  # and will interrupt again whoever waits for too long
+        return
+    if run.session.lanes is not None:
+        run.session.lanes.hurry(run.offloading.grace)
+    if run.session.saver is not None:
+        run.session.saver.hurry(run.offloading.grace)
+
+
+class _Patience:
+    """How long the end of a run waits for what is offloaded: one deadline for it all, less once a signal came."""
+
+    def __init__(self, deadline: float, grace: float, asked: Asked) -> None:
+        self.deadline, self.grace, self.asked = deadline, grace, asked
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """The seconds left; they are counted from the first call on."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.deadline
+        if self.asked.again:
+            self._until = now
+        elif self.asked.at is not None and not self.asked.interrupted:
+            self._until = min(self._until, self.asked.at + self.grace)
+        return max(self._until - now, 0.0)
+
+    def end(self) -> None:
+        """Wait for nothing any more."""
+        self._until = 0.0
+
+
+def _flush(run: Run, patience: _Patience) -> None:
+    """``runner.flush()``, for as long as there is patience, which a signal may shorten meanwhile.
+
+    Raises:
+        LaneTimeoutError: there is none left.
+    """
+    while True:
+        left = patience.left()
+        try:
+            return run.flush(timeout=min(left, _GLANCE))
+        except LaneTimeoutError as error:
+            if left <= _GLANCE or getattr(error, "__notes__", None):  # a note is one of where a job failed
+                raise
+
+
+@contextlib.contextmanager
+def _lanes(run: Run, patience: _Patience) -> Iterator[None]:
+    """Open the run's lanes; however the block is left, what is in them is done first."""
+    request, logger = run.session.request, run.logger  # not the run, which the lanes outlive
+    lanes = Lanes(
+        run.offloading.backend,
+        run.offloading.deadline,
+        on_failure=lambda: request(lanes.check),
+        warn=lambda text, error: logger.warning("offloaded", reason=text, error=repr(error)),
+    )
+    try:
+        with run.bus.open_lanes(run, lanes=lanes):
+            run.session.lanes = run.session.last_lanes = lanes
+            if run.session.saver is not None:
+                run.session.saver.open(lanes)
+            try:
+                yield
+            finally:
+                if run.session.saver is not None:
+                    run.session.saver.close()
+                lanes.deadline = max(patience.left(), _GLANCE)
+    finally:
+        run.session.lanes = None
+        if lanes.unfinished and run.session.saver is not None:
+            run.session.saver.abandon()  # the folder is free for another run from here on
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Preempted):
+        return "preempted"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "exception"
+
+
+def _enter(run: Run, mode: str) -> None:
+    if run.is_main and not run.session.opened:  # two runs may have been made for one folder before either began
+        check_free(run.work_dir, run.resume)
+    run.session.begin(mode)
+    try:
+        run.begin_hooks()
+    except BaseException:
+        run.session.mode = None
+        raise
+    run.ledger.reset()
+    if run.train_loop is not None:
+        run.train_loop.stop_training = False
+
+
+def _finish_train(run: Run, patience: _Patience) -> None:
+    stopped = run.train_loop is not None and run.train_loop.stop_training
+    run.session.stop_reason = run.session.stop_reason or ("stopped" if stopped else "completed")
+    _flush(run, patience)
+    run.session.training_began = False
+    failure = _leave(run, "after_train", None)
+    if failure is not None:
+        raise failure
+    run.session.tick()
+
+
+def _fail(run: Run, error: BaseException, patience: _Patience) -> None:
+    """Leave with *error*, which nothing that fails on the way may mask."""
+    run.session.stop_reason, run.session.torn = _reason(error), True
+    patience.asked.failed = True
+    _leave(run, "on_exception", error, exception=error)
+    _drain(run, error, patience)
+    if run.session.training_began:
+        _leave(run, "after_train", error)
+    _leave(run, "after_run", error)
+
+
+def _end_early(run: Run, end: BaseException, patience: _Patience) -> None:
+    """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
+    run.session.stop_reason = _reason(end)
+    if isinstance(end, Preempted):
+        run.session.stop_where = end.signal
+    else:
+        _leave(run, "on_exception", end, exception=end)
+    failure: BaseException | None = None
+    if run.session.saver is not None:
+        run.session.saver.be_patient(patience.left())
+    try:
+        run.session.tick()
+        run.progress.settle()
+        if run.session.training_began:
+            failure = _leave(run, "after_train", None)
+            run.session.tick()
+        _flush(run, patience)
+    except BaseException as error:  # noqa: BLE001  # raised below, when everybody has been told
+        failure = failure or error
+        _drain(run, failure, patience)
+    if run.session.rng_before_val is not None:  # train() called again validates again, with the same draws
+        set_rng_state(run.session.rng_before_val)
+    if failure is not None:
+        run.session.stop_reason = _reason(failure)
+    failure = _leave(run, "after_run", failure)
+    if failure is not None:
+        raise failure
+
+
+def _drain(run: Run, error: BaseException, patience: _Patience) -> None:
+    """Let what was offloaded before the failure be done: a save that was asked for is still committed."""
+    while True:
+        try:
+            return _flush(run, patience)
+        except LaneError as also:  # no more can be waited for
+            if also is not error:
+                error.add_note(f"besides, {type(also).__name__}: {also}")
+            return None
+        except KeyboardInterrupt:
+            error.add_note("interrupted while waiting for what was offloaded, which is given up")
+            return patience.end()
+        except BaseException as also:  # noqa: BLE001  # reported, and then the next one is looked for
+            if also is not error:
+                _report(run, "the lanes", also)
+
+
+def _leave(run: Run, site: str, failure: BaseException | None, **payload: Any) -> BaseException | None:
+    """Pass *site*, every receiver of it; returns the first failure there was, *failure* if there was one before."""
+    for error in run.bus.find(site, site).emit_all(run, **payload):
+        if failure is None:
+            failure = error
+        else:
+            _report(run, site, error)
+    return failure
+
+
+def _report(run: Run, site: str, error: BaseException) -> None:
+    """Where an error goes that must not mask an earlier one: the log, and ``on_receiver_error``."""
+    further = run.bus.on_receiver_error.emit_all(run, site=site, error=error)
+    with contextlib.suppress(OSError):  # the disk that is full may be what the run failed of
+        for each in (error, *further):
+            each.__suppress_context__ = True  # the first failure is shown by whoever catches it
+            run.logger.error("receiver failed too", reason=f"{site}: {each!r}", exc_info=each)
+
+
+def _open(run: Run, mode: str) -> None:
+    if not run.is_main:
+        return
+    run.log.open(run.work_dir / "log.txt")
+    known = read_run(run.work_dir)
+    facts = {} if known else {**environment(), "experiment_name": run.experiment_name, "ended": ""}
+    write_run(run.work_dir, {**facts, "seed": run.seed, **({"ended": ""} if mode == "train" else {})})
+    run.logger.debug("receivers by site, in the order in which they run:\n" + run.get_hooks_info())
+
+
+def _close(run: Run, mode: str) -> None:
+    run.session.mode = None
+    run.session.closing.close()
+    path, run.session.trace_path = run.session.trace_path, None
+    if not run.is_main:
+        return
+    try:
+        if path is not None:
+            write_trace(path, run)
+        write_run(run.work_dir, _ending(run, mode))
+    finally:
+        run.log.close()
+
+
+def _ending(run: Run, mode: str) -> dict[str, str]:
+    """How it ended, as ``run.json`` says it; a validation or test says nothing where a training has ended before."""
+    if mode == "train":
+        progress = run.progress
+        return {"ended": f"{run.session.stop_reason} after epoch {progress.epochs_completed}, step {progress.step}"}
+    ended = (read_run(run.work_dir) or {}).get("ended", "")
+    return {} if " after epoch " in ended else {"ended": f"{mode} {run.session.stop_reason}"}
+
+
+def _load(run: Run) -> None:
+    found = _found(run)  # on the CPU: generators and step counts stay there, the rest is copied
+    path, checkpoint = found.path, found.content
+    if path is not None:
+        run.session.resuming = True
+        run.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        if run.train_loop is None:
+            load_model(run.model, checkpoint["state_dict"], left_out(checkpoint))
+        else:
+            restore(run, checkpoint)
+            for change in changed_counts(run, checkpoint):
+                run.logger.warning("resume", reason=change)
+        run.session.seed = checkpoint.get("meta", {}).get("seed", run.seed)
+        _report_resume(run, path)
+    elif run.load_from is not None:
+        checkpoint = {"state_dict": load_weights(Path(run.load_from))}
+        run.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        _load_weights(run, checkpoint["state_dict"])
+        run.logger.info("weights", path=Path(run.load_from))
+
+
+def _load_weights(run: Run, weights: Mapping[str, Any]) -> None:
+    if run.load_strict:
+        load_model(run.model, weights)
+        return
+    own, left = load_what_fits(run.model, weights)
+    for names, what in ((own, "the model keeps its own"), (left, "not taken, as the model has none of that shape")):
+        if names:
+            run.logger.warning("weights", reason=f"{what}: {shortened(names)}")
+            run.logger.debug("weights", reason=f"{what}, in full: {', '.join(names)}")
+
+
+def _found(run: Run) -> Found:
+    """The checkpoint to resume from, read."""
+    if run.resume is not True:
+        path = Path(run.resume) if run.resume else None
+        return Found(path, (), None if path is None else load_checkpoint(path))
+    found = find_newest(run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint)
+    for path, reason in found.rejected:
+        run.logger.warning("checkpoint not used", path=path, reason=str(reason))
+    if found.path is None:
+        run.logger.info("resume", reason=f"nothing to resume in {shown_path(run.checkpoint_dir)}: a fresh start")
+    return found
+
+
+def _report_resume(run: Run, path: Path) -> None:
+    progress = run.progress
+    run.logger.info("resume", path=path, epoch=progress.epoch, step=progress.iter)
+    if run.is_main:
+        facts = environment()
+        # By the times of checkpoints alone, which only ever go forward: the clock may be put back.
+        newest = max((manifest.created for _, manifest in listing(run.checkpoint_dir).complete), default="")
+        entry = {"checkpoint": str(path), "step": progress.iter, "newest": newest, "at": facts.pop("started"), **facts}
+        write_run(run.work_dir, {"seed": run.seed, "resumes": [*resumes_in(run.work_dir), entry]})

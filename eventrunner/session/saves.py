@@ -1,0 +1,167 @@
+"""What a run saves: its state as one nested dict, and what is emitted around a save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eventrunner.checkpoint import Store
+from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors
+from eventrunner.run import Run
+from eventrunner.training.schedule import Schedules, all_schedules
+from eventrunner.training.state import Stateful, rng_state
+from eventrunner.version import __version__
+
+__all__ = ["RunSource", "gather", "kinds_of", "readers", "saver_of", "stateful_hooks"]
+
+_COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
+
+
+class RunSource:
+    """A run, as what a ``Saver`` saves: ``before_save_checkpoint`` may change the state that was gathered.
+
+    ``runner.message_hub`` is told in ``saves`` how many were requested, committed and failed, their bytes, the seconds
+    that their writing took, and those that the training was blocked for them.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def step(self) -> int:
+        """Iterations completed."""
+        return self._run.progress.step
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._run.progress.epochs_completed
+
+    def state(self, **parts: bool) -> dict[str, Any]:
+        """Return the state as receivers of ``before_save_checkpoint`` leave it; *parts* are those of :func:`gather`."""
+        self._count(requested=1)
+        checkpoint = gather(self._run, **parts)
+        names = set(checkpoint["state_dict"])
+        self._run.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        _note_left_out(checkpoint, names)
+        return checkpoint
+
+    def stepped(self) -> Iterable[torch.Tensor]:
+        """Return the tensors that change only at an optimizer's step or in receivers that say so."""
+        run = self._run
+        if not run.updates_itself:  # a step that calls its optimizers itself may write to weights at any other time
+            yield from stepped_tensors(run.model, (wrapper.optimizer for _, wrapper in run.optim_wrappers))
+        for hook in run.hooks:
+            yield from hook.own_tensors()
+
+    def parameters(self) -> Collection[str]:
+        """Return the names of what must be numbers, those of a shared tensor all."""
+        return {name for name, _ in self._run.model.named_parameters(remove_duplicate=False)}
+
+    def finished(self, save: Save) -> None:
+        """Count a save that is over, and emit ``after_commit_checkpoint`` where it was committed."""
+        path = save.path
+        if save.mode != "link":
+            size = sum(file.stat().st_size for file in path.iterdir()) if path is not None and path.is_dir() else 0
+            took, committed = save.ended - save.began, path is not None
+            self._count(committed=committed, failed=not committed, bytes=size, took=took, stall=save.stall)
+        if path is not None:
+            self._run.call_hook("after_commit_checkpoint", path=path, step=save.step)
+
+    def _count(self, **more: float) -> None:
+        hub = self._run.message_hub
+        counts = hub.get_info("saves", {})
+        hub.update_info("saves", {key: counts.get(key, 0) + more.get(key, 0) for key in _COUNTS}, resumed=False)
+
+
+def saver_of(run: Run, folder: Path | None = None, **options: Any) -> Saver:
+    """Make a ``Saver`` of the run's, into its folder of checkpoints or another."""
+    store = Store(run.checkpoint_dir if folder is None else folder)
+    request = run.session.request
+    return Saver(store, RunSource(run), after=("log",), guards=run.bus.guards, request=request, **options)
+
+
+def readers(run: Run) -> list[str]:
+    """Return the lanes of whoever may be reading a committed checkpoint (uploads, for one)."""
+    connections = run.bus.after_commit_checkpoint.connections_for(run)
+    return [connection.task.lane for connection in connections if connection.task is not None]
+
+
+def gather(run: Run, save_optimizer: bool = True, save_param_scheduler: bool = True) -> dict[str, Any]:
+    """The run's state as one nested dict, with MMEngine's top-level names; its tensors are the live ones."""
+    progress, loop = run.progress, run.train_loop
+    checkpoint: dict[str, Any] = {
+        "meta": {
+            "epoch": progress.epochs_completed,
+            "iter": progress.step,
+            "seed": run.seed,
+            "experiment_name": run.experiment_name,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "eventrunner_version": __version__,
+            "kinds": kinds_of(run),
+        },
+        "state_dict": run.model.state_dict(),
+        "frozen": [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad],
+        "message_hub": _hub_state(run),
+        "hooks": {name: hook.state_dict() for name, hook in stateful_hooks(run)},
+        "filters": run.bus.state_dict(run),
+        "rng": run.session.pending_rng or run.session.rng_before_val or rng_state(),
+    }
+    if loop is not None:
+        checkpoint["loop"] = loop.state_dict()
+        checkpoint["gradients"] = _gradients(run)
+        checkpoint["grad_norms"] = {name: wrapper.grad_norm for name, wrapper in run.optim_wrappers}
+        if save_optimizer:
+            checkpoint["optimizer"] = run.optim_wrapper.state_dict()
+        if save_param_scheduler:
+            checkpoint["param_schedulers"] = _scheduler_states(run.param_schedulers)
+    return checkpoint
+
+
+def _note_left_out(checkpoint: dict[str, Any], names: set[str]) -> None:
+    """Note in a checkpoint that is about to be saved which weights, of those *names*, receivers took out of it."""
+    taken = names - checkpoint.get("state_dict", {}).keys()
+    if taken and "meta" in checkpoint:
+        checkpoint["meta"] = {**checkpoint["meta"], "left_out": sorted(taken)}
+
+
+def _hub_state(run: Run) -> dict[str, Any]:
+    hub = run.message_hub
+    said = set(hub.left_out)
+    state = hub.state_dict()
+    for key in hub.left_out.keys() - said:
+        run.logger.warning("message hub", reason=hub.left_out[key])
+    return state
+
+
+def stateful_hooks(run: Run) -> Iterator[tuple[str, Stateful]]:
+    """The run's hooks that have a state, each under its class's name; a second of a class as ``Name#2``."""
+    seen: dict[str, int] = {}
+    for hook in run.hooks:
+        if isinstance(hook, Stateful):
+            name = type(hook).__name__
+            seen[name] = seen.get(name, 0) + 1
+            yield name if seen[name] == 1 else f"{name}#{seen[name]}", hook
+
+
+def _gradients(run: Run) -> dict[str, torch.Tensor]:
+    """The gradients of an accumulation that is under way; empty right after a step, which clears them."""
+    return {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+def kinds_of(run: Run) -> dict[str, list[str]]:
+    """The classes of what has a state without saying whose it is: torch would load it into any other."""
+    return {
+        "optimizers": [type(wrapper.optimizer).__name__ for _, wrapper in run.optim_wrappers],
+        "schedulers": [type(schedule.scheduler).__name__ for schedule in all_schedules(run.param_schedulers)],
+    }
+
+
+def _scheduler_states(schedules: Schedules) -> Any:
+    if isinstance(schedules, dict):
+        return {name: [schedule.state_dict() for schedule in part] for name, part in schedules.items()}
+    return [schedule.state_dict() for schedule in schedules]
