@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eventrunner.errors import did_you_mean, listed
+from eventrunner.session.session import RunFacts, Session
 
 if TYPE_CHECKING:
     import torch
@@ -16,17 +17,15 @@ if TYPE_CHECKING:
     from eventrunner.bus.bus import Bus
     from eventrunner.bus.ledger import Ledger
     from eventrunner.bus.plan import Emitters
-    from eventrunner.checkpoint.saver import Saver
     from eventrunner.report.history import MessageHub
     from eventrunner.report.log import RunLog
-    from eventrunner.session.session import Session
     from eventrunner.session.settings import Offloading
     from eventrunner.training.evaluator import Evaluator
     from eventrunner.training.optim import OptimWrapper
     from eventrunner.training.position import DataPosition
     from eventrunner.training.state import Progress
 
-__all__ = ["Run", "RunFacts", "RunView", "RunningEvaluation", "RunningTraining"]
+__all__ = ["Run", "RunView", "RunningEvaluation", "RunningTraining"]
 
 
 class RunningTraining(Protocol):
@@ -183,10 +182,6 @@ class Run(Protocol):
         """The test loop's dataloader."""
 
     @property
-    def amp_dtype(self) -> torch.dtype | None:
-        """What forward passes are autocast to; evaluation uses it too."""
-
-    @property
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:
         """The optimizers' wrappers, each with the prefix of its keys in the log."""
 
@@ -220,12 +215,6 @@ class Run(Protocol):
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
         """Wait until everything that was offloaded, or put into one lane, is done, and raise what failed of it."""
 
-    def save_to(self, folder: Path) -> None:
-        """Have checkpoints go to *folder* from now on."""
-
-    def make_saver(self, **options: Any) -> Saver:
-        """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""
-
     def begin_hooks(self) -> None:
         """Have the hooks that another run was given, and has used since, begin afresh in this one."""
 
@@ -234,20 +223,6 @@ class Run(Protocol):
 
     def get_hooks_info(self) -> str:
         """The receivers of this run by site, in the order in which they run."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What doesn't change within one ``train()``, ``val()`` or ``test()``."""
-
-    mode: str | None
-    max_epochs: int | None
-    max_iters: int | None
-    rank: int
-    world_size: int
-    work_dir: Path
-    experiment_name: str
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +240,14 @@ class RunView:
     iter: int
     scalars: Mapping[str, float]
     facts: RunFacts
+
+    @classmethod
+    def of(cls, run: Run) -> RunView:
+        """Look at *run* as it is now."""
+        session = run.session
+        if session.facts is None:
+            session.facts = RunFacts(**{name: getattr(run, name) for name in RunFacts.__slots__})
+        return cls(run.epoch, run.iter, session.scalars, session.facts)
 
     if not TYPE_CHECKING:
 

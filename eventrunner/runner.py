@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -19,19 +18,15 @@ from eventrunner import dist
 from eventrunner.bus.bus import Bus, default_bus
 from eventrunner.bus.ledger import Ledger
 from eventrunner.bus.priority import Priority
-from eventrunner.bus.signature import short_path
-from eventrunner.checkpoint.saver import WRITE_LANE, Saver
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
-from eventrunner.files.lock import FolderLock
 from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.hook import Hook, HookHandle
 from eventrunner.hooks.run_hooks import Roster
-from eventrunner.lanes.lanes import Lanes
 from eventrunner.modules import ModuleWatch, watch_modules
-from eventrunner.report.account import RunAccount, account_of, write_trace
+from eventrunner.report.account import RunAccount, account_of, begin_trace
 from eventrunner.report.history import MessageHub
 from eventrunner.report.log import RunLog
-from eventrunner.run import RunFacts, RunView
+from eventrunner.run import RunView
 from eventrunner.session.lifecycle import running
 from eventrunner.session.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
 from eventrunner.session.rundir import (
@@ -43,26 +38,23 @@ from eventrunner.session.rundir import (
     known_seed,
     script_name,
 )
-from eventrunner.session.saves import readers, saver_of
+from eventrunner.session.saves import open_saver, readers, save_now
 from eventrunner.session.session import Session
 from eventrunner.session.settings import (
     Offloading,
     Randomness,
     Sources,
     Training,
-    check_evaluation,
     check_model,
     compile_options,
+    parse_evaluation,
 )
 from eventrunner.training.device import resolve_device
-from eventrunner.training.evaluator import Evaluator
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, named_wrappers
 from eventrunner.training.position import build_dataloader, check_loader
 from eventrunner.training.state import Progress, seed_all
 
 __all__ = ["Runner"]
-
-_ENDINGS = ("completed", "exception", "interrupted", "preempted")
 
 F = TypeVar("F", bound=Callable[..., Any])
 PathLike = str | os.PathLike[str]
@@ -154,8 +146,7 @@ class Runner:
     ) -> None:
         _refuse_unknown(unknown)
         _refuse_import(sys._getframe(1))  # noqa: SLF001  # where it is called
-        self.rank, self.world_size = dist.rank(), dist.world_size()
-        self.distributed, self.is_main = dist.is_distributed(), dist.is_main()
+        self._init_world()
         sources = Sources.parse(resume, load_from)
         folder = self._init_folder(work_dir, sources)
         self._init_output(experiment_name, log_level, progress)
@@ -164,12 +155,19 @@ class Runner:
         self._init_bus(bus, offload)
         chance = Randomness.parse(randomness, known_seed(folder) if sources.resume else None)
         compiled = compile_options(compile)
-        self._init_evaluation(val_dataloader, val_evaluator, test_dataloader, test_evaluator)
+        self._init_evaluation((val_dataloader, test_dataloader), (val_evaluator, test_evaluator))
         parts = {"train_dataloader": train_dataloader, "train_cfg": train_cfg, "train_step": train_step}
         parts.update(optimizer=optimizer, optim_wrapper=optim_wrapper, param_scheduler=param_scheduler)
         self._init_training(Training.parse(self.model, self.val_evaluator, parts))
         self._init_randomness(chance)
         self.register_hooks(default_hooks, custom_hooks)
+        self._begin_in(folder, compiled)
+
+    def _init_world(self) -> None:
+        self.rank, self.world_size = dist.rank(), dist.world_size()
+        self.distributed, self.is_main = dist.is_distributed(), dist.is_main()
+
+    def _begin_in(self, folder: Path | None, compiled: dict[str, Any] | None) -> None:
         if compiled is not None:
             self.model.compile(**compiled)  # in place, so that the names in state_dict stay those of the model
         self.work_dir: Path = dist.broadcast_object(claim(folder) if self.is_main else None)
@@ -196,7 +194,6 @@ class Runner:
         self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
         self.emitters = self.bus.emitters(self, self.ledger)
         self.session, self.progress, self.roster = Session(), Progress(), Roster(self)
-        self._facts: tuple[int, RunFacts] | None = None
 
     def _init_randomness(self, randomness: Randomness) -> None:
         self.deterministic = randomness.deterministic
@@ -204,20 +201,11 @@ class Runner:
         self.session.seed = seed
         seed_all(seed + (self.rank if randomness.diff_rank_seed else 0), self.deterministic)
 
-    def _init_evaluation(self, val_loader: Any, val_metrics: Any, test_loader: Any, test_metrics: Any) -> None:
-        if test_metrics is None and test_loader is not None:
-            test_metrics = val_metrics
-            val_metrics = None if val_loader is None else val_metrics
-        self.val_evaluator = check_evaluation("val", self.model, val_loader, val_metrics, self.val_step)
-        self.test_evaluator = check_evaluation("test", self.model, test_loader, test_metrics, self.val_step)
-        self.val_loop = self._eval_loop("val", val_loader, self.val_evaluator)
-        self.test_loop = self._eval_loop("test", test_loader, self.test_evaluator)
-
-    def _eval_loop(self, mode: str, dataloader: Any, evaluator: Evaluator | None) -> EvalLoop | None:
-        if evaluator is None:
-            return None
-        evaluator.to(self.device)
-        return EvalLoop(self, mode, dataloader, evaluator)
+    def _init_evaluation(self, loaders: Sequence[Any], metrics: Sequence[Any]) -> None:
+        evaluators = parse_evaluation(self.model, self.val_step, loaders, metrics)
+        self.val_evaluator, self.test_evaluator = evaluators
+        self.val_loop = EvalLoop.of(self, "val", loaders[0], self.val_evaluator)
+        self.test_loop = EvalLoop.of(self, "test", loaders[1], self.test_evaluator)
 
     def _init_training(self, training: Training | None) -> None:
         self.optim_wrapper: Any = None
@@ -235,11 +223,7 @@ class Runner:
     @property
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:
         """The optimizers' wrappers, each with the prefix of its keys in the log: ``""``, or ``name.`` among several."""
-        if self.optim_wrapper is None:
-            return []
-        if isinstance(self.optim_wrapper, OptimWrapperDict):
-            return [(f"{name}.", wrapper) for name, wrapper in self.optim_wrapper.items()]
-        return [("", self.optim_wrapper)]
+        return named_wrappers(self.optim_wrapper)
 
     if not TYPE_CHECKING:
 
@@ -260,19 +244,9 @@ class Runner:
         return self.session.stop_reason
 
     @property
-    def stop_where(self) -> str:
-        """Where that was asked for: a line of code, or a signal."""
-        return self.session.stop_where
-
-    @property
     def seed(self) -> int:
         """What the generators began with; in a resumed run, that of the one that goes on."""
         return self.session.seed
-
-    @property
-    def lanes(self) -> Lanes | None:
-        """Where background work is done, while a session is under way."""
-        return self.session.lanes
 
     @property
     def epoch(self) -> int:
@@ -322,11 +296,6 @@ class Runner:
     def _resume(self) -> bool:
         """Whether the run goes on with an earlier one, by the name that MMEngine's hooks ask for."""
         return bool(self.resume)
-
-    @property
-    def amp_dtype(self) -> torch.dtype | None:
-        """The optimizer wrapper's autocast type; evaluation uses it too."""
-        return None if self.optim_wrapper is None else self.optim_wrapper.amp_dtype
 
     @property
     def log_dir(self) -> Path:
@@ -413,17 +382,17 @@ class Runner:
 
     def val(self) -> dict[str, float]:
         """Validate once; returns the metrics by name."""
-        if self.val_loop is None:
-            raise OptionError("val() needs val_dataloader and val_evaluator; Runner was made without them.")
-        with running(self, "val"):
-            return self.val_loop.run()
+        return self._evaluate("val", self.val_loop)
 
     def test(self) -> dict[str, float]:
         """Test once; returns the metrics by name."""
-        if self.test_loop is None:
-            raise OptionError("test() needs test_dataloader and test_evaluator; Runner was made without them.")
-        with running(self, "test"):
-            return self.test_loop.run()
+        return self._evaluate("test", self.test_loop)
+
+    def _evaluate(self, mode: str, loop: EvalLoop | None) -> dict[str, float]:
+        if loop is None:
+            raise OptionError(f"{mode}() needs {mode}_dataloader and {mode}_evaluator; Runner was made without them.")
+        with running(self, mode):
+            return loop.run()
 
     def stop(self, reason: str = "stopped") -> None:
         """Stop training after the iteration under way; the run is left as it would be at its end.
@@ -431,13 +400,7 @@ class Runner:
         Raises:
             OptionError: the reason is one of those that say how a run ended by itself.
         """
-        if reason in _ENDINGS:
-            raise OptionError(
-                f"stop({reason!r}): {listed(_ENDINGS)} say how a run ended by itself; give a reason of your own."
-            )
-        frame = sys._getframe(1)  # noqa: SLF001  # who stopped it is worth a line at the end
-        self.session.stop_where = f"{frame.f_code.co_name}, {short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
-        self.session.stop_reason = reason
+        self.session.stop(reason, sys._getframe(1))  # noqa: SLF001  # who stopped it is worth a line at the end
         self._stop_training()
 
     def end_for(self, error: OSError) -> None:
@@ -456,21 +419,13 @@ class Runner:
         At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never. One that
         writes to no weights says ``mutates=False``; any other waits for a save that is still copying them.
         """
-        self.session.request(functools.partial(self._settled, action) if mutates else action)
-
-    def _settled(self, action: Callable[[], Any]) -> None:
-        self.settle()
-        action()
+        self.session.request(functools.partial(_after, self.settle, action) if mutates else action)
 
     # In the background
 
     def offload_view(self) -> RunView:
         """What an offloaded receiver gets in place of the run."""
-        session = self.session
-        if self._facts is None or self._facts[0] != session.number:
-            own = {name: getattr(self, name) for name in RunFacts.__slots__}
-            self._facts = session.number, RunFacts(**own)
-        return RunView(self.progress.epoch, self.progress.iter, session.scalars, self._facts[1])
+        return RunView.of(self)
 
     def settle(self) -> None:
         """Wait until weights may be written to by what is neither an optimizer's step nor a receiver.
@@ -486,15 +441,7 @@ class Runner:
         Raises:
             LaneTimeoutError: it wasn't within *timeout* seconds; names the job that runs.
         """
-        lanes, saver = self.session.lanes, self.session.saver
-        if lanes is None:
-            return
-        if saver is not None and lane in (None, WRITE_LANE):  # other lanes may wait for a receiver of a commit
-            lanes.wait(WRITE_LANE, timeout=timeout, label="flush")
-            saver.collect()
-        lanes.flush(lane, timeout, label="flush")
-        while saver is not None and saver.collect():  # its receivers may have offloaded more
-            lanes.flush(lane, timeout, label="flush")
+        self.session.flush(lane, timeout)
 
     def account(self) -> RunAccount:
         """What each receiver and the saves have cost, in the session under way or the last; ``print()`` it."""
@@ -510,25 +457,7 @@ class Runner:
         Raises:
             OptionError: the folder that it is to go to isn't there.
         """
-        target = Path(path).absolute()
-        if not target.parent.is_dir():
-            raise OptionError(f"trace({str(path)!r}): there is no folder {target.parent}; make it first.")
-        if self.mode is None and self.session.last_lanes is not None:
-            write_trace(target, self)
-            return
-        self.session.trace_path = target
-        self.ledger.record()
-
-    def save_to(self, folder: Path) -> None:
-        """Have checkpoints go to *folder* from now on."""
-        self.session.checkpoint_folder = folder
-
-    def make_saver(self, **options: Any) -> Saver:
-        """Have the run's saves made by a new ``Saver`` with these options, in the run's folder of checkpoints."""
-        saver = self.session.saver = saver_of(self, **options)
-        if self.session.lanes is not None:
-            saver.open(self.session.lanes)
-        return saver
+        begin_trace(self, path)
 
     def save_checkpoint(
         self,
@@ -556,17 +485,8 @@ class Runner:
             CheckpointError: something in the state can't be held by a checkpoint.
             OSError: the disk refused; nothing was changed.
         """
-        if not self.is_main:
-            return None
-        folder, name = (self.checkpoint_dir, str(out_dir)) if filename is None else (Path(out_dir).absolute(), filename)
-        saver = self.session.saver or self.make_saver(mode="sync")
-        with contextlib.ExitStack() as stack:
-            if folder != self.checkpoint_dir:
-                stack.enter_context(FolderLock(folder))
-                saver = saver_of(self, folder, mode="sync", format=saver.format)
-            save = saver.save(name, meta=meta, save_optimizer=save_optimizer, save_param_scheduler=save_param_scheduler)
-            saver.wait()
-        return save.path
+        parts = {"save_optimizer": save_optimizer, "save_param_scheduler": save_param_scheduler}
+        return save_now(self, out_dir, filename, meta, **parts) if self.is_main else None
 
     def delete_checkpoint(self, name: str) -> None:
         """Have checkpoint *name* deleted once what was saved before is committed and nobody may be reading it.
@@ -574,8 +494,13 @@ class Runner:
         That is, once the offloaded receivers of ``after_commit_checkpoint`` (uploads, for one) have done what they
         were given so far. One that has gone already is no error.
         """
-        saver = self.session.saver or self.make_saver(mode="sync")
+        saver = self.session.saver or open_saver(self, mode="sync")
         saver.delete(name, after=readers(self))
+
+
+def _after(wait: Callable[[], None], action: Callable[[], Any]) -> None:
+    wait()
+    action()
 
 
 def _refuse_import(caller: FrameType) -> None:

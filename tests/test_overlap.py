@@ -72,12 +72,12 @@ class Holds(Hook):
     @options(priority="LOWEST")
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.states[runner.progress.step] = copied(checkpoint)
-        if runner.progress.step < COUNT and runner.lanes is not None:  # after the last nobody writes
+        if runner.progress.step < COUNT and runner.session.lanes is not None:  # after the last nobody writes
             self.gate.set()  # the one before has been waited for
             self.gate = threading.Event()
             runner.bus.guards.insert(0, self.open)
             self.held += 1
-            hold_up(runner.lanes, self.gate)
+            hold_up(runner.session.lanes, self.gate)
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_verify_finds_a_write_that_nobody_announced(make_runner: MakeRunner) -> 
 
     @runner.on("before_save_checkpoint", mutates=(), once=True)
     def hold(runner: Runner) -> None:
-        hold_up(runner.lanes, gate)
+        hold_up(runner.session.lanes, gate)
 
     @runner.on("before_train_iter", mutates=(), when=lambda batch_idx: batch_idx == 1)
     def tear(runner: Runner) -> None:

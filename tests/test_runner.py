@@ -480,10 +480,10 @@ def test_a_stop_from_any_site_ends_the_training_and_a_second_train_goes_on(
     runner.on(site, once=True)(lambda runner: runner.stop("because"))
     runner.train()
     assert runner.stop_reason == "because"
-    assert re.fullmatch(r"<lambda>, .*test_runner\.py:\d+", runner.stop_where)
+    assert re.fullmatch(r"<lambda>, .*test_runner\.py:\d+", runner.session.stop_where)
     assert runner.iter == STOPS_AFTER.get(site, 3 if by_epoch else 9)
     runner.train()
-    assert (runner.stop_reason, runner.stop_where, runner.iter) == ("completed", "", 9)
+    assert (runner.stop_reason, runner.session.stop_where, runner.iter) == ("completed", "", 9)
     assert same(weights(runner.model), weights(whole))
 
 
@@ -496,7 +496,7 @@ def test_stop_training_on_the_loop_is_a_stop_too(make_runner: MakeRunner) -> Non
         runner.train_loop.stop_training = True
 
     runner.train()
-    assert (runner.iter, runner.stop_reason, runner.stop_where) == (1, "stopped", "")
+    assert (runner.iter, runner.stop_reason, runner.session.stop_where) == (1, "stopped", "")
 
 
 def test_a_metric_that_is_nan_stops_the_run_with_that_reason(make_runner: MakeRunner) -> None:

@@ -73,7 +73,7 @@ def test_a_failure_is_raised_at_the_next_iteration(make_runner: MakeRunner, wher
     @runner.on(site, priority="LOWEST")
     def count(runner: Runner, batch_idx: int) -> None:
         seen.append(batch_idx)
-        runner.lanes.wait("one")
+        runner.session.lanes.wait("one")
 
     with pytest.raises(RuntimeError, match="burnt") as caught:
         getattr(runner, where)()
@@ -265,7 +265,7 @@ def test_training_goes_on_while_a_save_is_written(make_runner: MakeRunner) -> No
 
     @runner.on("before_save_checkpoint", once=True, mutates=())
     def hold(runner: Runner) -> None:
-        runner.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
+        runner.session.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
 
     runner.on("after_train_iter", when=lambda batch_idx: batch_idx == 4)(lambda runner: gate.set())
     runner.on("after_commit_checkpoint")(lambda runner, step: committed.append((step, runner.progress.step)))
@@ -289,7 +289,7 @@ def test_a_failing_write_is_raised_at_the_next_iteration_and_deletes_nothing(
     @runner.on("after_train_iter", priority="LOWEST")
     def settle(runner: Runner) -> None:
         steps.append(runner.progress.step)
-        runner.lanes.wait("checkpoint")
+        runner.session.lanes.wait("checkpoint")
 
     with pytest.raises(RuntimeError, match=r"can't save checkpoint 'iter_4'") as caught:
         runner.train()
@@ -326,7 +326,7 @@ def test_log_rows_are_on_the_disk_before_the_save_of_their_step_is(make_runner: 
 
     @runner.on("before_train_iter", once=True)
     def hold(runner: Runner) -> None:
-        runner.lanes.submit(Task(gate.wait, "log"), (60,))
+        runner.session.lanes.submit(Task(gate.wait, "log"), (60,))
 
     @runner.on("after_commit_checkpoint")
     def committed(step: int) -> None:
@@ -357,7 +357,7 @@ def test_a_save_that_is_pending_when_the_run_ends_is_committed(
 
     @runner.on("before_save_checkpoint", mutates=())
     def hold(runner: Runner) -> None:
-        runner.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
+        runner.session.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
 
     @runner.on("after_train_iter", priority="LOWEST", when=lambda batch_idx: batch_idx == 3)
     def end() -> None:
@@ -527,7 +527,7 @@ def test_a_writer_that_hangs_commits_nothing_once_the_folder_is_free(make_runner
             began.set()
             gate.wait(60)
 
-        runner.lanes.submit(Task(wait, "log"))  # a save waits for the log
+        runner.session.lanes.submit(Task(wait, "log"))  # a save waits for the log
 
     with pytest.raises(LaneTimeoutError):
         runner.train()
@@ -714,7 +714,7 @@ def test_a_run_that_hangs_on_its_disk_ends_within_the_grace(make_runner: MakeRun
 
     @runner.on("before_save_checkpoint", once=True, mutates=())
     def hold(runner: Runner) -> None:
-        runner.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
+        runner.session.lanes.submit(Task(gate.wait, "checkpoint"), (60,))
 
     runner.on("after_train_iter", when=lambda batch_idx: batch_idx == 1)(lambda: os.kill(os.getpid(), signal.SIGTERM))
     began = time.monotonic()

@@ -34,7 +34,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.session.best import BestScores, best_name, name_list
 from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
-from eventrunner.session.saves import gather
+from eventrunner.session.saves import gather, open_saver
 from eventrunner.training.state import check_initialized
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ class CheckpointHook(Hook):
         self.due: str | None = None  # the name under which a regular save is about to be made
         self._asked: dict[str, _Asked] = {}  # by name
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
-        self._resumed: tuple[Any, ...] | None = None  # what the hook was told by of which the resumed run had the state
+        self.resumed: tuple[Any, ...] | None = None  # what the hook was told by of which the resumed run had the state
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
-        self._prepared = self._warned = False
+        self._prepared = self.warned = False
         self._planned: int | None = None  # iterations
 
     def check_run(self, runner: Run) -> None:
@@ -212,22 +212,22 @@ class CheckpointHook(Hook):
     def before_run(self, runner: Run) -> None:
         """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""
         if self.out_dir is not None and runner.session.checkpoint_folder is None:
-            self._check_elsewhere(runner, Path(self.out_dir) / runner.work_dir.name)
-            runner.save_to(Path(self.out_dir) / runner.work_dir.name)
+            _check_elsewhere(self, runner, Path(self.out_dir) / runner.work_dir.name)
+            runner.session.checkpoint_folder = Path(self.out_dir) / runner.work_dir.name
         if runner.mode == "train" and runner.is_main and self._is_first(runner):
             runner.session.closing.enter_context(FolderLock(runner.checkpoint_dir))
             Store(runner.checkpoint_dir).clean()
             mode = self.mode if self.offload else "sync"
-            runner.make_saver(mode=mode, format=self.format, verify=self.verify)
+            open_saver(runner, mode=mode, format=self.format, verify=self.verify)
 
     def before_train(self, runner: Run) -> None:
         """Begin to count saves, tell what a resumed run has saved before, and refuse a state that can't be saved."""
-        self._warned, self.due = False, None
+        self.warned, self.due = False, None
         self._asked.clear()
         self._prepared, self._planned = False, runner.max_iters
-        self._check_order(runner)
+        _check_order(self, runner)
         if self._is_first(runner):
-            self._check_state(runner)
+            _check_state(self, runner)
             runner.message_hub.pop_info("saves")
             self._tell_last(runner)
         if runner.is_main:  # what a run that was killed had no time to delete: no later save need come
@@ -242,7 +242,7 @@ class CheckpointHook(Hook):
             if self.save_last or self.best.keys or self.interval != -1:
                 runner.defer(lambda: _prepare(runner), mutates=False)
             if self._is_first(runner):
-                runner.defer(lambda: self._check_state(runner), mutates=False)
+                runner.defer(lambda: _check_state(self, runner), mutates=False)
         if self.by_epoch:
             return
         step, interval = runner.progress.iter + 1, self.interval or 0
@@ -304,41 +304,11 @@ class CheckpointHook(Hook):
         """Go on keeping and comparing."""
         self.kept = Retention.of(state)
         self.best.load_state_dict(state["best"])
-        self._resumed = tuple(state["saves"]) if "saves" in state else None
+        self.resumed = tuple(state["saves"]) if "saves" in state else None
 
     def _is_first(self, runner: Run) -> bool:
         """Whether it does what is to be done once for all of the run's hooks of this kind."""
         return next(iter(_hooks_of(runner)), self) is self
-
-    def _check_order(self, runner: Run) -> None:
-        """Refuse another hook's state, before what that one has kept is deleted."""
-        theirs = [_kind(hook) for hook in _hooks_of(runner) if hook is not self]
-        if self._resumed != _kind(self) and self._resumed in theirs:
-            template, by_epoch, interval = _kind(self)
-            raise ResumeError(
-                f"resuming CheckpointHook(interval={interval}, by_epoch={by_epoch}, filename_tmpl={template!r}) with "
-                "the state of another one of this run; register them in the order that the resumed run had."
-            )
-
-    def _check_state(self, runner: Run) -> None:
-        if self._warned:
-            return
-        try:
-            check_tree(gather(runner, self.save_optimizer, self.save_param_scheduler), self.format)
-        except CheckpointError as error:
-            connections = runner.bus.before_save_checkpoint.connections_for(runner)
-            changing = [each.receiver for each in connections if each.task is None]  # what is offloaded has a copy
-            if all(getattr(each, "__module__", "").startswith("eventrunner.") for each in changing):
-                raise
-            self._warned = True
-            runner.logger.warning("save", reason=f"unless a receiver of before_save_checkpoint changes it, {error}")
-
-    def _check_elsewhere(self, runner: Run, folder: Path) -> None:
-        if runner.mode == "train" and not runner.resume and Store(folder).names():
-            raise RunExistsError(
-                f"CheckpointHook(out_dir={str(self.out_dir)!r}): {folder} holds another run's checkpoints; choose "
-                "another out_dir or work_dir."
-            )
 
     def _save_due(self, runner: Run) -> None:
         """Make the save that is due, which is also that of the hooks that have the same name due: it has their states.
@@ -439,6 +409,39 @@ class CheckpointHook(Hook):
         for name in names:
             if name not in needed and (runner.checkpoint_dir / name).is_dir():
                 runner.delete_checkpoint(name)
+
+
+def _check_order(hook: CheckpointHook, runner: Run) -> None:
+    """Refuse another hook's state, before what that one has kept is deleted."""
+    theirs = [_kind(each) for each in _hooks_of(runner) if each is not hook]
+    if hook.resumed != _kind(hook) and hook.resumed in theirs:
+        template, by_epoch, interval = _kind(hook)
+        raise ResumeError(
+            f"resuming CheckpointHook(interval={interval}, by_epoch={by_epoch}, filename_tmpl={template!r}) with "
+            "the state of another one of this run; register them in the order that the resumed run had."
+        )
+
+
+def _check_state(hook: CheckpointHook, runner: Run) -> None:
+    if hook.warned:
+        return
+    try:
+        check_tree(gather(runner, hook.save_optimizer, hook.save_param_scheduler), hook.format)
+    except CheckpointError as error:
+        connections = runner.bus.before_save_checkpoint.connections_for(runner)
+        changing = [each.receiver for each in connections if each.task is None]  # what is offloaded has a copy
+        if all(getattr(each, "__module__", "").startswith("eventrunner.") for each in changing):
+            raise
+        hook.warned = True
+        runner.logger.warning("save", reason=f"unless a receiver of before_save_checkpoint changes it, {error}")
+
+
+def _check_elsewhere(hook: CheckpointHook, runner: Run, folder: Path) -> None:
+    if runner.mode == "train" and not runner.resume and Store(folder).names():
+        raise RunExistsError(
+            f"CheckpointHook(out_dir={str(hook.out_dir)!r}): {folder} holds another run's checkpoints; choose "
+            "another out_dir or work_dir."
+        )
 
 
 def _hooks_of(runner: Run) -> list[CheckpointHook]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.bus.ledger import InlineSpan
 from eventrunner.checkpoint.saver import OTHER_LANE, WRITE_LANE, Save
+from eventrunner.errors import OptionError
 from eventrunner.files.replace import replace_text
 from eventrunner.lanes.lanes import Account, Span
 from eventrunner.units import duration, size
@@ -18,7 +20,7 @@ from eventrunner.units import duration, size
 if TYPE_CHECKING:
     from eventrunner.run import Run
 
-__all__ = ["Row", "RunAccount", "SaveAccount", "account_of", "write_trace"]
+__all__ = ["Row", "RunAccount", "SaveAccount", "account_of", "begin_trace", "write_trace"]
 
 _HEADS = ("receiver", "calls", "inline", "beside", "training waited")
 
@@ -157,6 +159,22 @@ def _add(row: Row, account: Account, told: set[str]) -> None:
             f"{account.name} ({account.location}) computes in Python for {duration(account.cpu)} in a thread, which "
             "slows the training down; connect it with worker='process'."
         )
+
+
+def begin_trace(runner: Run, path: str | os.PathLike[str]) -> None:
+    """Have *path* written as the session under way ends, or now where there is none; see ``Runner.trace``.
+
+    Raises:
+        OptionError: the folder that it is to go to isn't there.
+    """
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise OptionError(f"trace({str(path)!r}): there is no folder {target.parent}; make it first.")
+    if runner.mode is None and runner.session.last_lanes is not None:
+        write_trace(target, runner)
+        return
+    runner.session.trace_path = target
+    runner.ledger.record()
 
 
 def write_trace(path: Path, runner: Run) -> None:

@@ -367,10 +367,16 @@ class EvalLoop:
 
     def __init__(self, runner: Run, mode: str, dataloader: Any, evaluator: Evaluator) -> None:
         self.runner, self.mode, self.dataloader, self.evaluator = runner, mode, dataloader, evaluator
+        evaluator.to(runner.device)
         self._before_iter, self._after_iter = f"before_{mode}_iter", f"after_{mode}_iter"
         self.running = False
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
+
+    @classmethod
+    def of(cls, runner: Run, mode: str, dataloader: Any, evaluator: Evaluator | None) -> EvalLoop | None:
+        """Make one where there is anything to evaluate."""
+        return None if evaluator is None else cls(runner, mode, dataloader, evaluator)
 
     def run(self) -> dict[str, float]:
         """Evaluate; returns the metrics by name.
@@ -420,10 +426,11 @@ class EvalLoop:
         emit = getattr(runner.emitters, self._before_iter)
         if emit:
             emit(runner, batch_idx=batch_idx, data_batch=data_batch)
-        if runner.amp_dtype is None:
+        amp_dtype = None if runner.optim_wrapper is None else runner.optim_wrapper.amp_dtype
+        if amp_dtype is None:
             outputs = self._step(data_batch)
         else:
-            with torch.autocast(runner.device.type, runner.amp_dtype):
+            with torch.autocast(runner.device.type, amp_dtype):
                 outputs = self._step(data_batch)
         self.evaluator.process(outputs)
         emit = getattr(runner.emitters, self._after_iter)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 
 from eventrunner.checkpoint import Store
 from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors
+from eventrunner.files.lock import FolderLock
 from eventrunner.run import Run
 from eventrunner.training.schedule import Schedules, all_schedules
 from eventrunner.training.state import Stateful, rng_state
 from eventrunner.version import __version__
 
-__all__ = ["RunSource", "gather", "kinds_of", "readers", "saver_of", "stateful_hooks"]
+__all__ = ["RunSource", "gather", "kinds_of", "open_saver", "readers", "save_now", "stateful_hooks"]
 
 _COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
 
@@ -78,11 +81,32 @@ class RunSource:
         hub.update_info("saves", {key: counts.get(key, 0) + more.get(key, 0) for key in _COUNTS}, resumed=False)
 
 
-def saver_of(run: Run, folder: Path | None = None, **options: Any) -> Saver:
-    """Make a ``Saver`` of the run's, into its folder of checkpoints or another."""
-    store = Store(run.checkpoint_dir if folder is None else folder)
+def open_saver(run: Run, **options: Any) -> Saver:
+    """Have the run's saves made by a new ``Saver`` with these options, in its folder of checkpoints."""
+    saver = run.session.saver = _saver_of(run, run.checkpoint_dir, **options)
+    if run.session.lanes is not None:
+        saver.open(run.session.lanes)
+    return saver
+
+
+def _saver_of(run: Run, folder: Path, **options: Any) -> Saver:
     request = run.session.request
-    return Saver(store, RunSource(run), after=("log",), guards=run.bus.guards, request=request, **options)
+    return Saver(Store(folder), RunSource(run), after=("log",), guards=run.bus.guards, request=request, **options)
+
+
+def save_now(
+    run: Run, where: str | os.PathLike[str], filename: str | None, meta: Mapping[str, Any] | None, **parts: bool
+) -> Path | None:
+    """Save the run's state and wait until it is durable; see ``Runner.save_checkpoint``."""
+    folder, name = (run.checkpoint_dir, str(where)) if filename is None else (Path(where).absolute(), filename)
+    saver = run.session.saver or open_saver(run, mode="sync")
+    with contextlib.ExitStack() as stack:
+        if folder != run.checkpoint_dir:
+            stack.enter_context(FolderLock(folder))
+            saver = _saver_of(run, folder, mode="sync", format=saver.format)
+        save = saver.save(name, meta=meta, **parts)
+        saver.wait()
+    return save.path
 
 
 def readers(run: Run) -> list[str]:

@@ -8,16 +8,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
-from eventrunner.errors import OptionError
+from eventrunner.bus.signature import short_path
+from eventrunner.checkpoint.saver import WRITE_LANE, Saver
+from eventrunner.errors import OptionError, listed
+from eventrunner.lanes.lanes import Lanes
 
-if TYPE_CHECKING:
-    from eventrunner.checkpoint.saver import Saver
-    from eventrunner.lanes.lanes import Lanes
+__all__ = ["RunFacts", "Session"]
 
-__all__ = ["Session"]
+_ENDINGS = ("completed", "exception", "interrupted", "preempted")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What doesn't change within one ``train()``, ``val()`` or ``test()``."""
+
+    mode: str | None
+    max_epochs: int | None
+    max_iters: int | None
+    rank: int
+    world_size: int
+    work_dir: Path
+    experiment_name: str
+    seed: int
 
 
 class Session:
@@ -36,7 +53,7 @@ class Session:
         last_lanes: The same, when it is over too.
         trace_path: Where its trace goes when it ends.
         rng_before_val: The generators' states before the validation under way.
-        number: How many there were before it.
+        facts: What an offloaded receiver sees of it, once one has looked.
         scalars: The latest row of the log.
         seed: What the generators began with; that of a resumed run.
         saver: What makes the run's saves; it outlasts a session.
@@ -54,7 +71,7 @@ class Session:
         self.lanes: Lanes | None = None
         self.last_lanes: Lanes | None = None
         self.trace_path: Path | None = None
-        self.number = self.seed = 0
+        self.seed = 0
         self.scalars: Mapping[str, float] = {}
         self.saver: Saver | None = None
         self.checkpoint_folder: Path | None = None
@@ -65,6 +82,7 @@ class Session:
     def _begin_afresh(self) -> None:
         self.stop_reason = self.stop_where = ""
         self.torn = self.training_began = False
+        self.facts: RunFacts | None = None
         self.log_failure: OSError | None = None
         self.rng_before_val: dict[str, Any] | None = None
 
@@ -79,7 +97,6 @@ class Session:
             raise OptionError(f"{mode}() was called while {self.mode}() is under way{instead}")
         self._begin_afresh()
         self.mode, self.opened = mode, True
-        self.number += 1
         self.requested.clear()
 
     def request(self, action: Callable[[], Any]) -> None:
@@ -90,3 +107,28 @@ class Session:
         """Do what was requested, in order."""
         while self.requested:
             self.requested.pop(0)()
+
+    def stop(self, reason: str, caller: FrameType) -> None:
+        """Note that the training is to end, why, and which line has asked for it.
+
+        Raises:
+            OptionError: the reason is one of those that say how a run ended by itself.
+        """
+        if reason in _ENDINGS:
+            raise OptionError(
+                f"stop({reason!r}): {listed(_ENDINGS)} say how a run ended by itself; give a reason of your own."
+            )
+        self.stop_where = f"{caller.f_code.co_name}, {short_path(caller.f_code.co_filename)}:{caller.f_lineno}"
+        self.stop_reason = reason
+
+    def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
+        """Wait until everything in one lane, or in all, is done, and raise what failed; see ``Runner.flush``."""
+        lanes, saver = self.lanes, self.saver
+        if lanes is None:
+            return
+        if saver is not None and lane in (None, WRITE_LANE):  # other lanes may wait for a receiver of a commit
+            lanes.wait(WRITE_LANE, timeout=timeout, label="flush")
+            saver.collect()
+        lanes.flush(lane, timeout, label="flush")
+        while saver is not None and saver.collect():  # its receivers may have offloaded more
+            lanes.flush(lane, timeout, label="flush")

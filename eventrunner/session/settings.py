@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ __all__ = [
     "Sources",
     "TrainSettings",
     "Training",
-    "check_evaluation",
     "check_model",
     "check_parameters",
     "compile_options",
+    "parse_evaluation",
 ]
 
 _SEEDS = 2**64  # torch takes no larger one
@@ -185,7 +185,30 @@ class Training:
         return cls(given["train_dataloader"], settings, optim, schedules, updates_itself, tuple(remarks))
 
 
-def check_evaluation(mode: str, model: nn.Module, dataloader: Any, metrics: Any, step: Step | None) -> Evaluator | None:
+def parse_evaluation(
+    model: nn.Module, step: Step | None, loaders: Sequence[Any], metrics: Sequence[Any]
+) -> tuple[Evaluator | None, Evaluator | None]:
+    """Return the evaluators of validation and test; the test's metrics are the validation's where it has none.
+
+    Args:
+        model: What is evaluated.
+        step: The ``val_step``, if not the model's own.
+        loaders: ``val_dataloader`` and ``test_dataloader``.
+        metrics: ``val_evaluator`` and ``test_evaluator``.
+
+    Raises:
+        OptionError: a part is missing, or can't be.
+    """
+    val, test = metrics
+    if test is None and loaders[1] is not None:
+        val, test = (None if loaders[0] is None else val), val
+    first = _check_evaluation("val", model, loaders[0], val, step)
+    return first, _check_evaluation("test", model, loaders[1], test, step)
+
+
+def _check_evaluation(
+    mode: str, model: nn.Module, dataloader: Any, metrics: Any, step: Step | None
+) -> Evaluator | None:
     """The evaluator of a validation or test whose parts are all there; None where there is none of them.
 
     Raises:

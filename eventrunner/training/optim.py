@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from eventrunner.errors import OptionError, ResumeError, did_you_mean, listed
 
-__all__ = ["OptimWrapper", "OptimWrapperDict", "build_optim"]
+__all__ = ["OptimWrapper", "OptimWrapperDict", "build_optim", "named_wrappers"]
 
 _CLIPPERS: dict[str, tuple[Callable[..., Tensor | None], tuple[str, ...]]] = {
     "norm": (clip_grad_norm_, ("max_norm", "norm_type", "error_if_nonfinite")),
@@ -673,3 +673,10 @@ def _check_options(where: str, given: Mapping[Any, Any], allowed: tuple[str, ...
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def named_wrappers(optim: OptimWrapper | OptimWrapperDict | None) -> list[tuple[str, OptimWrapper]]:
+    """Return the wrappers, each with the prefix of its keys in the log: ``""``, or ``name.`` among several."""
+    if isinstance(optim, OptimWrapperDict):
+        return [(f"{name}.", wrapper) for name, wrapper in optim.items()]
+    return [] if optim is None else [("", optim)]

@@ -318,8 +318,8 @@ _LOADS = (
     Mutant(
         "a state is looked at when it is saved",
         "hooks/checkpoint.py",
-        "            check_tree(gather(runner, self.save_optimizer, self.save_param_scheduler), self.format)",
-        "            gather(runner, self.save_optimizer, self.save_param_scheduler)",
+        "        check_tree(gather(runner, hook.save_optimizer, hook.save_param_scheduler), hook.format)",
+        "        gather(runner, hook.save_optimizer, hook.save_param_scheduler)",
         ("tests/test_saveable.py",),
     ),
     Mutant(

@@ -467,7 +467,7 @@ def test_a_handler_of_a_signal_can_hurry_who_waits(wait: str, row: MakeRow, tmp_
 TRAINING = """
     from tiny import *
     from eventrunner.runner import Runner
-    here = lambda: runner.lanes
+    here = lambda: runner.session.lanes
     hooks = {{"logger": None, "checkpoint": {{"by_epoch": False, "interval": 1}}}}
     runner = Runner(**options(
         count=4, epochs=2, work_dir="run", default_hooks=hooks, offload=dict(grace=0.3, deadline={deadline})

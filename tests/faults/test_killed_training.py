@@ -296,7 +296,7 @@ def test_the_log_is_on_the_disk_before_a_save_that_nothing_goes_on_beside(
 
     @runner.on("before_train_iter", once=True)
     def hold_the_log_up(runner: Any) -> None:
-        runner.lanes.submit(Task(gate.wait, "log"), (60,))
+        runner.session.lanes.submit(Task(gate.wait, "log"), (60,))
         threading.Timer(0.2, gate.set).start()
 
     @runner.on("after_commit_checkpoint")
