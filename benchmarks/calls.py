@@ -105,7 +105,7 @@ def count_training(folder: Path) -> dict[str, Counter[Code]]:
             time.sleep(0.2)
             kinds["row"] = calls.taken()
         elif number > SAVE and not committed:
-            time.sleep(0.002)
+            time.sleep(0.02)
         elif committed and "save" not in kinds:
             time.sleep(0.2)  # the older one is deleted
             kinds["save"], quiet[0] = calls.taken(), number - SAVE

@@ -18,7 +18,7 @@ LAYERS = (
     ("files",),
     ("lanes",),
     ("bus",),
-    ("registry", "modules", "dist", "report.history", "report.log", "report.soon"),
+    ("registry", "modules", "dist", "report.history", "report.log", "report.rows"),
     ("checkpoint",),
     ("training",),
     ("session.session", "session.settings", "session.best", "session.retention", "session.rundir"),

@@ -541,7 +541,7 @@ def test_a_quiet_iteration_reads_no_tensor(make: Callable[..., Runner]) -> None:
 def test_rows_that_come_fast_are_on_the_disk_before_a_save_of_theirs_is_committed(
     make: Callable[..., Runner], tmp_path: Path
 ) -> None:
-    """They are held back to be written together, but not beyond a save: else a resumed run had a gap."""
+    """They are written in the background, but never after a save of theirs: else a resumed run had a gap."""
     seen: dict[int, list[int]] = {}
     hooks = {"logger": {"interval": 1}, "checkpoint": {"interval": 4}}
     runner = make(run={"default_hooks": hooks, "count": 24, "train_cfg": {"max_iters": 24}})
@@ -554,7 +554,7 @@ def test_rows_that_come_fast_are_on_the_disk_before_a_save_of_theirs_is_committe
     assert seen == {step: list(range(1, step + 1)) for step in range(4, 25, 4)}
 
 
-def test_rows_that_were_held_back_survive_a_failure(make: Callable[..., Runner]) -> None:
+def test_rows_that_come_fast_survive_a_failure(make: Callable[..., Runner]) -> None:
     """All that were made before it are there, in order."""
 
     def step(model: nn.Module, batch: Any) -> dict[str, Any]:
@@ -583,6 +583,22 @@ def test_a_row_that_no_other_comes_after_is_written_soon(make: Callable[..., Run
     runner = make(interval=1, run={"train_step": step, "count": 4, "epochs": 1})
     runner.train()
     assert done == [[1, 2, 3]]
+
+
+def test_a_line_comes_before_what_the_script_prints_next(
+    make: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However fast lines come: nothing waits for more of them."""
+
+    def step(model: nn.Module, batch: Any) -> dict[str, Any]:
+        print(f"step {runner.iter}")
+        return train_step(model, batch)
+
+    run = {"train_step": step, "count": 9, "train_cfg": {"max_iters": 9}, "log_level": "INFO"}
+    runner = make(interval=1, run=run)
+    runner.train()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step") or 'event="iter' in line]
+    assert [line[:4] for line in said] == ["step", "time"] * 9
 
 
 # What is refused

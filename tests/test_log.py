@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import io
 import json
 import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from typing import Any
 import pytest
 
 from eventrunner.errors import OptionError
-from eventrunner.report.log import RowLog, RunLog, headed, shown
+from eventrunner.report.log import RunLog, headed, shown
+from eventrunner.report.rows import RowLog
 
 TIME = re.compile(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 
@@ -110,138 +110,84 @@ def test_an_event_may_say_how_it_reads(tmp_path: Path, capsys: pytest.CaptureFix
     assert piped(capsys) == ['level=info event="epoch 1/20" loss=0.5']
 
 
-def soon(log: RunLog, *events: str) -> None:
-    """Ask for a line each; the first is written right away."""
-    for event in events:
-        log.soon(functools.partial(log.logger.info, event))
-
-
-def test_what_comes_fast_is_written_in_turn_before_anything_else(tmp_path: Path) -> None:
-    """Lines are never out of order, whatever waits."""
-    log = RunLog("CRITICAL")
-    with written(log, tmp_path / "log.txt") as lines:
-        soon(log, "a", "b", "c")
-        log.logger.warning("d")
-        soon(log, "e")
-        log.soon(functools.partial(log.logger.info, "f"), at_once=True)
-        assert (tmp_path / "log.txt").read_text() == "a\nb\nc\nwarning   d\ne\nf\n"
-        soon(log, "g")
-    assert lines[-2:] == ["f", "g"]
-
-
-def test_what_waits_is_written_while_the_thread_that_asked_is_held_up(tmp_path: Path) -> None:
-    """A step may take minutes; the line before it is on the terminal by then."""
-    log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
+def test_a_line_is_written_when_the_call_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So it comes before whatever the script prints next, and a process that is killed has it."""
+    log, path = RunLog(), tmp_path / "log.txt"
     with written(log, path):
-        soon(log, "a", "b", "c")
-        while path.read_text() != "a\nb\nc\n":  # it is the test's limit of time that may fail
-            time.sleep(0.01)
+        for count in range(1, 4):
+            log.logger.info("a")
+            print("the script's own")
+            assert path.read_text() == "a\n" * count
+    assert [line[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "n"] * 3
 
 
-def test_a_line_that_waited_has_the_time_of_its_event(capsys: pytest.CaptureFixture[str]) -> None:
-    """And not that at which it was written."""
+def test_a_line_goes_where_stdout_is_when_it_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody may redirect it meanwhile."""
     log = RunLog()
-    soon(log, "a", "b")
-    asked = time.time()
-    while time.time() < asked + 0.01:
-        pass
-    log.close()
-    *_, line = capsys.readouterr().out.splitlines()
-    assert datetime.fromisoformat(line.removeprefix("time=").split()[0]).timestamp() <= asked
-
-
-def test_a_failure_to_write_what_waited_is_raised_at_the_next_word(tmp_path: Path) -> None:
-    """It was another thread's, and is as little swallowed as one's own."""
-    log = RunLog("CRITICAL")
-    failed = threading.Event()
-
-    def fail() -> None:
-        failed.set()
-        raise OSError("no space")
-
-    with written(log, tmp_path / "log.txt") as lines:
-        soon(log, "a")
-        with pytest.raises(OSError, match="no space"):  # noqa: PT012  # by the first, on a machine that dawdles
-            log.soon(fail)
-            assert failed.wait(30)
-            log.logger.info("b")
-        log.logger.info("c")
-    assert lines[-1] == "c"
-
-
-def test_a_failure_swallows_no_other_line(tmp_path: Path) -> None:
-    """What waits behind it is written, and what was said when it was raised."""
-    log = RunLog("CRITICAL")
-
-    def fail() -> None:
-        raise OSError("no space")
-
-    with written(log, tmp_path / "log.txt") as lines:
-        log._later.extend((time.time(), None, write) for write in (fail, functools.partial(log.logger.info, "a"), fail))
-        with pytest.raises(OSError, match="no space"):
-            log.logger.info("b")
-        log._later.extend((time.time(), None, write) for write in (fail, functools.partial(log.logger.info, "c")))
-        with pytest.raises(OSError, match="no space"):
-            log.close()
-    assert lines == ["a", "b", "c"]
-
-
-def test_an_interrupted_line_is_written_by_the_next(tmp_path: Path) -> None:
-    """Ctrl-C may come while lines are written, and loses none."""
-    log = RunLog("CRITICAL")
-    interrupts = [KeyboardInterrupt()]
-
-    def write() -> None:
-        if interrupts:
-            raise interrupts.pop()
-        log.logger.info("a")
-
-    with written(log, tmp_path / "log.txt") as lines:
-        with pytest.raises(KeyboardInterrupt):
-            log.soon(write, at_once=True)
-        log.logger.info("b")
-    assert lines == ["a", "b"]
-
-
-def test_a_line_that_waited_goes_where_stdout_was_when_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """And not into what somebody redirects meanwhile; what was redirected and is closed by then, to stdout."""
-    log = RunLog()
-    soon(log, "a", "b")
+    log.logger.info("a")
     with contextlib.redirect_stdout(io.StringIO()) as other:
-        log.logger.info("c")
-        log._later.append((time.time(), sys.stdout, functools.partial(log.logger.info, "d")))
-    other_text = other.getvalue()
-    other.close()
+        log.logger.info("b")
+    log.logger.info("c")
+    assert [line.split("event=")[1] for line in capsys.readouterr().out.splitlines()] == ["a", "c"]
+    assert other.getvalue().endswith("event=b\n")
+
+
+def test_a_line_has_the_time_of_its_event(capsys: pytest.CaptureFixture[str]) -> None:
+    """To the millisecond."""
+    began = time.time()
+    RunLog().logger.info("a")
+    (line,) = capsys.readouterr().out.splitlines()
+    moment = datetime.fromisoformat(line.removeprefix("time=").split()[0]).timestamp()
+    assert began - 0.001 <= moment <= time.time()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_file_that_fails_is_raised_once_and_stdout_has_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or reported to who asked for that."""
+    log = RunLog()
+    log.open(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left"):
+        log.logger.info("a")
+    log.logger.info("b")
+    reported: list[OSError] = []
+    log.on_failure = reported.append
+    log.open(Path("/dev/full"))
+    log.logger.info("c")
+    log.logger.info("d")
     log.close()
-    assert [line.split("event=")[1] for line in capsys.readouterr().out.splitlines()] == ["a", "b", "d"]
-    assert other_text.endswith("event=c\n")
+    assert piped(capsys) == [f"level=info event={event}" for event in "abcd"]
+    assert [error.errno for error in reported] == [errno.ENOSPC]
 
 
-def test_no_thread_outlives_a_log(tmp_path: Path) -> None:
-    """What waits for more lines ends with it."""
+def test_threads_write_whole_lines(tmp_path: Path) -> None:
+    """Lanes log too; no line is lost, torn or doubled."""
     log = RunLog("CRITICAL")
-    with written(log, tmp_path / "log.txt"):
-        while not (timers := [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]):
-            soon(log, "a")
-    assert not any(timer.is_alive() for timer in timers)
+    names = [f"{number} " + "x" * number for number in range(1, 9)]
+    with written(log, tmp_path / "log.txt") as lines:
+        threads = [
+            threading.Thread(target=lambda name=name: [log.logger.info(name) for _ in range(50)]) for name in names
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(lines) == sorted(name for name in names for _ in range(50))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_worker_leaves_its_parents_lines_alone(tmp_path: Path) -> None:
-    """It writes its own, though the parent may have held the lock; the parent's come once."""
+    """It writes its own, in turn; the parent's come once."""
     log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
     with written(log, path) as lines:
-        soon(log, "a", "b")
-        with log._lock:
-            child = os.fork()
-            if child == 0:
-                held = threading.Thread(target=log.logger.info, args=("child",))  # a lock is its thread's
-                held.start()
-                held.join(30)
-                os._exit(held.is_alive())
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert sorted(lines) == ["a", "b", "child"]
+        log.logger.info("a")
+        child = os.fork()
+        if child == 0:
+            log.logger.info("child")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        log.logger.info("b")
+    assert lines == ["a", "child", "b"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -249,17 +195,15 @@ def test_a_forked_worker_leaves_its_parents_lines_alone(tmp_path: Path) -> None:
 def test_a_forked_process_writes_its_own_lines_in_turn(tmp_path: Path) -> None:
     """A run that was made before the fork may be trained behind it."""
     log, path = RunLog("CRITICAL"), tmp_path / "log.txt"
-    soon(log, "a", "b")
+    log.logger.info("a")
     child = os.fork()
     if child == 0:
         with written(log, path):
-            soon(log, "c", "d")
-            log.logger.info("e")
-            soon(log, "f")
+            for event in "bcd":
+                log.logger.info(event)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert path.read_text() == "c\nd\ne\nf\n"
-    log.close()
+    assert path.read_text() == "b\nc\nd\n"
 
 
 def test_levels_from_warning_on_are_named(tmp_path: Path) -> None:

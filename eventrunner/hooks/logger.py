@@ -14,20 +14,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.errors import LaneError, MissingExtraError, OptionError, RunExistsError
+from eventrunner.errors import MissingExtraError, OptionError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
 from eventrunner.report.account import account_of
-from eventrunner.report.log import RowLog, headed, shown, shown_path
-from eventrunner.report.soon import Soon
+from eventrunner.report.log import headed, shown, shown_path
+from eventrunner.report.rows import EventLog, RowLog
 from eventrunner.report.terminal import Bar, conclude, introduce
 from eventrunner.session.best import best_name
 from eventrunner.session.rundir import absolute
 from eventrunner.units import clock, duration, pace
 
 if TYPE_CHECKING:
-    from eventrunner.lanes.lanes import Lanes
     from eventrunner.run import Run
 
 __all__ = ["LOG_LANE", "LoggerHook"]
@@ -52,12 +51,11 @@ class LoggerHook(Hook):
     of the epoch that produced the row, from 1), then plain floats: the message hub's scalars, those that begin with
     ``val/`` or ``test/`` in the rows of validations and tests, and ``train/…`` and all others in those of intervals.
     The same rows go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size*
-    iterations, the rest
-    are current. Only here are tensors read, so a quiet iteration waits for no device. Files are written beside the
-    training, and are on the disk before a save of the same step is committed. Rows that come within a tenth of a second
-    are written together, and so are lines per interval: what a script prints may come before the line of an iteration
-    that was earlier by less than that, and a process that is
-    killed takes the lines of so long along. In a resumed run, the files are first cut back to where it goes on.
+    iterations, the rest are current. Only here are tensors read, so a quiet iteration waits for no device.
+
+    Rows are written in the background, and are on the disk before a save of the same step is committed. A line is
+    written at once, on the training thread; that of a step which is being saved waits for the commit that it tells of.
+    In a resumed run, the files are first cut back to where it goes on.
 
     Args:
         interval: A row each n-th iteration, counted within the epoch.
@@ -67,7 +65,7 @@ class LoggerHook(Hook):
             iteration. Rows count iterations in any case.
         window_size: Iterations that a smoothed value is the mean of, at most 1,000.
         tensorboard: Also write event files; needs the extra ``tensorboard``.
-        offload: Whether files are written beside the training; False writes them before it goes on.
+        offload: Whether rows are written in the background; False writes them before the training goes on.
 
     Raises:
         OptionError: a value that can't be.
@@ -88,35 +86,22 @@ class LoggerHook(Hook):
         tensorboard: bool = False,
         offload: bool = True,
     ) -> None:
-        _check_count("interval", interval)
-        _check_count("window_size", window_size, _WINDOW)
-        flags = {"ignore_last": ignore_last, "log_metric_by_epoch": log_metric_by_epoch, "tensorboard": tensorboard}
-        flags["offload"] = offload
-        for name, value in flags.items():
-            if not isinstance(value, bool):
-                raise OptionError(f"LoggerHook({name}={value!r}): give True or False.")
-        if out_dir is not None and (not isinstance(out_dir, str | os.PathLike) or not str(out_dir)):
-            raise OptionError(f"LoggerHook(out_dir={out_dir!r}): give a folder's path.")
-        if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            install = "pip install 'eventrunner[tensorboard]'"
-            raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
         self.interval, self.ignore_last, self.window_size = interval, ignore_last, window_size
-        self.out_dir, self.log_metric_by_epoch, self.tensorboard = absolute(out_dir), log_metric_by_epoch, tensorboard
+        self.out_dir, self.log_metric_by_epoch, self.tensorboard = out_dir, log_metric_by_epoch, tensorboard
         self.offload = offload
-        self._writing = Task(self._write_files, LOG_LANE, name=type(self).__name__, site="on_log")
-        self._syncing = Task(
-            self._sync_files, LOG_LANE, name=f"{type(self).__name__} sync", site="before_save_checkpoint"
-        )
+        _check_options(self)
+        self.out_dir = absolute(out_dir)
+        name = type(self).__name__
+        self._writing = Task(_write_files, LOG_LANE, name=name, site="on_log")
+        self._syncing = Task(_sync_files, LOG_LANE, name=f"{name} sync", site="before_save_checkpoint")
         self._folder, self._introduced = Path(), False
         self._rows: RowLog | None = None
-        self._events: Any = None
+        self._events: EventLog | None = None
         self._bar: Bar | None = None
         self._line: dict[str, Any] = {}  # a line that still gathers: an epoch's, until its validation is done
         self._held: deque[dict[str, Any]] = deque()  # lines that wait for the saves of their steps to be committed
-        self._widths: dict[str, int] = {}
+        self._widths: dict[str, int] = {}  # of the columns so far, from left to right
         self._saved: list[tuple[int, str]] = []
-        self._unwritten: deque[dict[str, Any]] = deque()  # rows that come so fast that they are written together
-        self._soon = Soon()
         self._failure: BaseException | None = None
         self._last_row = -1
         self._invalid: set[str] = set()
@@ -171,7 +156,6 @@ class LoggerHook(Hook):
         taken = max(runner.iter - self._epoch_start, 1)
         if self._last_row != runner.iter and (not self.ignore_last or taken < self.interval):
             self._log_interval(runner, runner.iter)
-        self._write_held(runner)
         if _by_epoch(runner):
             event = _heading(runner, runner.iter, self.log_metric_by_epoch)
             self._line = {"event": event, "step": runner.iter, **_over(runner, taken)}
@@ -191,9 +175,7 @@ class LoggerHook(Hook):
 
     def before_save_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Have what was written so far reach the disk before the save is committed: else a resumed run has a gap."""
-        if self._rows is not None:
-            self._write_held(runner)
-            self._offload(runner, self._syncing, self._rows, self._events, runner.end_for)
+        self._offload(runner, self._syncing)
 
     def on_exception(self, runner: Run, exception: BaseException) -> None:
         """Remember what to say at the end."""
@@ -208,14 +190,11 @@ class LoggerHook(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar, runner.log.aside = None, contextlib.nullcontext
-        self._soon.cancel()
-        self._write_held(runner)
         if runner.session.lanes is not None:
             runner.session.lanes.wait(LOG_LANE, label="end")
-        for opened in (self._rows, self._events):
-            if opened is not None:
-                with _ending(runner.end_for):
-                    opened.close()
+        for opened in self._files():
+            with _ending(runner.end_for):
+                opened.close()
         self._rows = self._events = None
         self._write_lines(runner, force=True)
         self._saved.clear()
@@ -229,10 +208,10 @@ class LoggerHook(Hook):
         steps = [row["step"] for row in kept if any(key.startswith("train/") for key in row)]
         self._last_row = max(steps, default=-1)
         if self.tensorboard:
-            self._events = _event_writer(self._folder, purge_step=runner.iter)
+            self._events = EventLog(self._folder / "tensorboard", purge_step=runner.iter)
             for row in kept:  # the purge takes rows of the step itself, too
                 if row["step"] == runner.iter:
-                    _add_events(self._events, row)
+                    self._events.write(row)
 
     def _log_interval(self, runner: Run, step: int) -> None:
         scalars = self._scalars(runner, "train")
@@ -263,7 +242,6 @@ class LoggerHook(Hook):
         scalars = {f"{mode}/{name}": value for name, value in metrics.items()}
         others = {key: value for key, value in self._scalars(runner, mode).items() if _TIME.search(key) is None}
         self._write_row(runner, {**others, **scalars}, runner.iter)
-        self._write_held(runner)
         if runner.mode == "train" and self._line:
             self._line.update(scalars)
         elif runner.mode == "train":
@@ -277,54 +255,23 @@ class LoggerHook(Hook):
         position = None if runner.train_loop is None else runner.train_loop.position
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
         if self.tensorboard and runner.is_main and self._events is None:
-            with _ending(runner.end_for):
-                self._events = _event_writer(self._folder)  # not before the first row: a run without any leaves no file
-        rows, events = self._rows, self._events
-        if rows is not None:
-            self._unwritten.append(row)
-            lanes = runner.session.lanes if self.offload else None
-            if lanes is None or self._soon.due(lambda: self._write_unasked(lanes, rows, events, runner.end_for)):
-                self._write_held(runner)
+            with _ending(runner.end_for):  # not before the first row: a run without any leaves no file
+                self._events = EventLog(self._folder / "tensorboard")
+        self._offload(runner, self._writing, row)
         runner.session.scalars = scalars
         if runner.emitters.on_log:
             runner.emitters.on_log(runner, scalars=scalars, step=step)
 
-    def _write_held(self, runner: Run) -> None:
-        """Have the rows written that were held back, without waiting for more."""
-        if self._unwritten and self._rows is not None:
-            self._soon.done()
-            self._offload(runner, self._writing, self._rows, self._events, self._unwritten, runner.end_for)
-
-    def _write_unasked(self, lanes: Lanes, rows: RowLog, events: Any, failed: Callable[[OSError], None]) -> None:
-        """The same from another thread, however long the training takes until it comes to it."""
-        with contextlib.suppress(LaneError):  # closed: the end of the run writes what is left
-            lanes.submit(self._writing, (rows, events, self._unwritten, failed))
+    def _files(self) -> list[RowLog | EventLog]:
+        return [file for file in (self._rows, self._events) if file is not None]
 
     def _offload(self, runner: Run, task: Task, *arguments: Any) -> None:
-        if runner.session.lanes is not None and self.offload:
-            runner.session.lanes.submit(task, arguments)
-        else:
-            task.call(*arguments)
-
-    @staticmethod
-    def _write_files(
-        log: RowLog, events: Any, unwritten: deque[dict[str, Any]], failed: Callable[[OSError], None]
-    ) -> None:
-        """Write what is there by now; the lane is the only one to take from it, so rows keep their order."""
-        rows = [unwritten.popleft() for _ in range(len(unwritten))]
-        if rows:  # else they went with the job before, and the file may be closed by now
-            with _ending(failed):
-                log.write(*rows)
-        with _ending(failed):
-            for row in rows if events is not None else ():
-                _add_events(events, row)
-
-    @staticmethod
-    def _sync_files(rows: RowLog, events: Any, failed: Callable[[OSError], None]) -> None:
-        with _ending(failed):
-            rows.sync()
-            if events is not None:
-                events.flush()
+        """Have something done with the files, in the order of the calls."""
+        files = self._files()
+        if files and runner.session.lanes is not None and self.offload:
+            runner.session.lanes.submit(task, (files, runner.end_for, *arguments))
+        elif files:
+            task.call(files, runner.end_for, *arguments)
 
     def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
         """A line that is no epoch's, closed when what is deferred at this site, the saves, has been asked for."""
@@ -347,36 +294,53 @@ class LoggerHook(Hook):
     def _write_lines(self, runner: Run, force: bool = False) -> None:
         """Write the lines, in order, up to the first that a save under way belongs to."""
         pending = [] if runner.session.saver is None or force else [save.step for save in runner.session.saver.pending]
-        while self._held and all(step > self._held[0]["step"] for step in pending):
+        first = min(pending, default=math.inf)
+        while self._held and first > self._held[0]["step"]:
             self._write_line(runner, self._held.popleft())
 
     def _write_line(self, runner: Run, fields: dict[str, Any]) -> None:
+        event, saved = fields.pop("event"), self._saves_of(fields) if self._saved else []
+        line = self._in_columns(event, _cells(fields, saved), fill=_by_epoch(runner))
+        names = {"saved": ",".join(saved)} if saved else {}
+        runner.log.write("info", {"event": " ".join(event.split()), **fields, **names, "line": line})
+
+    def _saves_of(self, fields: Mapping[str, Any]) -> list[str]:
+        """Take the names of the saves that a line tells of."""
         later = self._held[0]["step"] if self._held else None
         validated = any(key.startswith("val/") for key in fields)
         taken = [
             (step, name)
-            for step, name in self._saved  # a best is told by the validation's line, where its step has two
+            for step, name in self._saved  # a best is in the validation's line, where its step has two
             if step <= fields["step"] and (validated or step != later or not name.startswith("best_"))
         ]
         self._saved = [each for each in self._saved if each not in taken]
-        by_epoch, saved = _by_epoch(runner), [name for _, name in taken]
-        event = fields.pop("event")
-        write = functools.partial(self._write_out, runner.logger, event, fields, saved, fill=by_epoch)
-        runner.log.soon(write, at_once=bool(by_epoch or validated or saved))
-
-    def _write_out(self, logger: Any, event: str, fields: Mapping[str, Any], saved: Sequence[str], fill: bool) -> None:
-        """Write a line; it may be called again where an interrupt came in between, so it leaves *fields* alone."""
-        line = self._in_columns(event, _cells(fields, saved), fill)
-        told = {"saved": ",".join(saved)} if saved else {}
-        logger.info(" ".join(event.split()), **fields, **told, line=line)
+        return [name for _, name in taken]
 
     def _in_columns(self, head: str, cells: Mapping[str, str], fill: bool) -> str:
         """A line whose cells are as wide as the widest so far; *fill* leaves room for those that it doesn't have."""
-        for name, text in cells.items():
-            self._widths[name] = max(self._widths.get(name, 0), len(text))
-        order = sorted(self._widths, key=lambda name: [name.startswith(column) for column in _COLUMNS].index(True))
-        texts = [cells.get(name, "").ljust(self._widths[name]) for name in order if fill or name in cells]
-        return "   ".join([head, *texts]).rstrip()
+        if not cells.keys() <= self._widths.keys():
+            self._widths = dict.fromkeys(sorted({**self._widths, **cells}, key=_column), 0) | self._widths
+        texts = [head]
+        for name, width in self._widths.items():
+            if name in cells:
+                self._widths[name] = width = max(width, len(cells[name]))
+            if fill or name in cells:
+                texts.append(cells.get(name, "").ljust(width))
+        return "   ".join(texts).rstrip()
+
+
+def _check_options(hook: LoggerHook) -> None:
+    _check_count("interval", hook.interval)
+    _check_count("window_size", hook.window_size, _WINDOW)
+    for name in ("ignore_last", "log_metric_by_epoch", "tensorboard", "offload"):
+        value = getattr(hook, name)
+        if not isinstance(value, bool):
+            raise OptionError(f"LoggerHook({name}={value!r}): give True or False.")
+    if hook.out_dir is not None and (not isinstance(hook.out_dir, str | os.PathLike) or not str(hook.out_dir)):
+        raise OptionError(f"LoggerHook(out_dir={hook.out_dir!r}): give a folder's path.")
+    if hook.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        install = "pip install 'eventrunner[tensorboard]'"
+        raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
 
 
 def _check_count(name: str, value: object, most: int | None = None) -> None:
@@ -394,22 +358,16 @@ def _ending(failed: Callable[[OSError], None]) -> Iterator[None]:
         failed(error)
 
 
-def _event_writer(folder: Path, purge_step: int | None = None) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # TensorBoard reads files in the order of their names, which begin with the second of their making and then have the
-    # process's number: of two files of one second, the later might be read first, and its purge lost.
-    seconds = [re.search(r"tfevents\.(\d+)\.", path.name) for path in folder.glob("tensorboard/*tfevents*")]
-    newest = max((int(found[1]) for found in seconds if found), default=0)
-    while newest == int(time.time()):
-        time.sleep(0.01)
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+def _write_files(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None], row: Mapping[str, Any]) -> None:
+    for file in files:
+        with _ending(failed):
+            file.write(row)
 
 
-def _add_events(writer: Any, row: Mapping[str, Any]) -> None:
-    for key, value in row.items():
-        if key not in ("step", "epoch"):
-            writer.add_scalar(key, value, row["step"])
+def _sync_files(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None]) -> None:
+    with _ending(failed):
+        for file in files:
+            file.sync()
 
 
 def _heading(runner: Run, step: int, by_epoch: bool) -> str:
@@ -449,6 +407,10 @@ def _is_smoothed(key: str) -> bool:
 @functools.cache
 def _is_rate(key: str) -> bool:
     return _RATE.search(key) is not None
+
+
+def _column(key: str) -> int:
+    return [key.startswith(column) for column in _COLUMNS].index(True)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What people see of a run: the log's lines, its history, the terminal, the table of costs and the trace.
+"""What a run leaves to be read: lines and rows of the log, its history, the terminal, the table of costs, the trace.
 
 ``log`` is the only importer of structlog, and ``terminal`` of rich.
 """

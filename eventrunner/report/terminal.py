@@ -94,7 +94,7 @@ class Bar:
         if self._thread.is_alive():
             self._thread.join()
         if self._failure is not None:
-            self._runner.log.tell_failure("stderr", self._failure)
+            self._runner.log.report_failure("stderr", self._failure)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

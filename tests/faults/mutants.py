@@ -355,7 +355,7 @@ _RUNS = (
     ),
     Mutant(
         "a resumed run keeps the rows that it writes again",
-        "report/log.py",
+        "report/rows.py",
         'return bool(row["step"] <= step and not repeated)',
         "return True",
         _KILLED,
