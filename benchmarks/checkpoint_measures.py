@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from eventrunner import Bus, Checkpointer
 from eventrunner.checkpoint import Store, files, load_checkpoint
-from eventrunner.checkpoint.image import Image
 from eventrunner.checkpoint.snapshot import Snapshotter
+from eventrunner.checkpoint.staging import StagedCheckpoint
 
 Times = dict[str, list[float]]
 
@@ -418,7 +418,7 @@ def compared(name: str, times: Times, ours: str, base: str, target: float) -> Ro
     return Row(name, statistics.median(times[ours]) * MS, "ms", statistics.median(times[base]) * MS, target)
 
 
-def megabytes(image: Image) -> str:
+def megabytes(image: StagedCheckpoint) -> str:
     return f"{image.nbytes * MB:.0f} MB"
 
 

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eventrunner.checkpoint.codec import decode, encode
+from eventrunner.checkpoint.codec import decode
+from eventrunner.checkpoint.plan import encode
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
 TAKES = (

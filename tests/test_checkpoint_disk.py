@@ -20,10 +20,10 @@ import torch
 import xxhash
 from safetensors.torch import save_file
 
-from eventrunner.checkpoint.codec import encode
-from eventrunner.checkpoint.image import Image, allocate, image_of, memory_of
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, FileEntry, read_manifest, write_manifest
+from eventrunner.checkpoint.plan import encode
+from eventrunner.checkpoint.staging import StagedCheckpoint, allocate, memory_of, stage
 from eventrunner.checkpoint.store import Store
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from eventrunner.files import disk
@@ -109,7 +109,7 @@ class TestFullDisk:
         with (tmp_path / "sparse").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             data = memoryview(mapped)
             with pytest.raises(NoSpaceError) as caught:
-                store.commit("a", Image({}, {"state.safetensors": data}, ()), step=1)
+                store.commit("a", StagedCheckpoint({}, {"state.safetensors": data}, ()), step=1)
             data.release()
 
         error = caught.value
@@ -232,7 +232,7 @@ class TestImage:
 
     def test_an_image_is_committed_as_it_is(self, store: Store) -> None:
         """Saving a tree is committing its image."""
-        image = image_of(encode(a_tree()))
+        image = stage(encode(a_tree()))
 
         path = store.commit("a", image, step=3, epoch=1, meta={"x": 1})
 

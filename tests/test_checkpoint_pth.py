@@ -23,10 +23,10 @@ from conftest import MakeRunner
 from tiny import same
 from torch import nn
 
-from eventrunner.checkpoint.codec import encode
-from eventrunner.checkpoint.image import image_of
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, FileEntry, read_manifest, write_manifest
+from eventrunner.checkpoint.plan import encode
+from eventrunner.checkpoint.staging import stage
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import find_newest, is_checkpoint, listing, verify_checkpoint
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
@@ -199,7 +199,7 @@ class TestSave:
         with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
             store.save("a", a_tree(), step=1, format="pt")
         with pytest.raises(OptionError, match=r"^a checkpoint's format is 'safetensors' or 'pth', not 'onnx'\.$"):
-            store.commit("a", image_of(encode({})), step=1, tree_format="onnx")
+            store.commit("a", stage(encode({})), step=1, tree_format="onnx")
         assert not store.folder.exists()
 
     @pytest.mark.parametrize("size", [10, 1000, 100_000], ids=lambda size: f"{size} bytes")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from tiny import on_device, same
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eventrunner.checkpoint.codec import decode, encode
+from eventrunner.checkpoint.codec import decode
+from eventrunner.checkpoint.plan import encode
 from eventrunner.errors import OptionError, UnknownScalarError
 from eventrunner.report.history import HistoryBuffer, MessageHub
 

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
-from eventrunner.checkpoint.codec import Encoded, encode
-from eventrunner.checkpoint.image import PAGE, allocate, entries_of, image_of, memory_of
-from eventrunner.checkpoint.layout import DTYPES, Spec, lay_out
+from eventrunner.checkpoint.layout import DTYPES, PAGE, Spec, entries_of, lay_out
 from eventrunner.checkpoint.manifest import Piece, TensorEntry
+from eventrunner.checkpoint.plan import Encoded, encode
+from eventrunner.checkpoint.staging import allocate, memory_of, stage
 
 TREE = {
     "state_dict": {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3, dtype=torch.float64)},
@@ -28,7 +28,7 @@ class TestImages:
     def test_every_file_is_read_by_safetensors(self) -> None:
         """Names, dtypes, shapes and bits."""
         encoded = encode(TREE)
-        image = image_of(encoded)
+        image = stage(encoded)
 
         assert list(image.files) == ["model.safetensors", "optimizer.safetensors", "state.safetensors"]
         for file, data in image.files.items():
@@ -42,7 +42,7 @@ class TestImages:
     def test_each_dtype_has_the_name_that_safetensors_gives_it(self, dtype: torch.dtype, tmp_path: Any) -> None:
         """Random bits come back in the same dtype."""
         bits = torch.randint(0, 2 if dtype == torch.bool else 256, (16,), dtype=torch.uint8)
-        (tmp_path / "f.safetensors").write_bytes(image_of(encode({"x": bits.view(dtype)})).files["state.safetensors"])
+        (tmp_path / "f.safetensors").write_bytes(stage(encode({"x": bits.view(dtype)})).files["state.safetensors"])
 
         with safe_open(tmp_path / "f.safetensors", framework="pt") as file:
             back = file.get_tensor("x")
@@ -53,20 +53,20 @@ class TestImages:
     def test_an_image_is_a_copy(self) -> None:
         """What is done to the tensors later doesn't reach it."""
         weight = torch.ones(2)
-        image = image_of(encode({"x": weight}))
+        image = stage(encode({"x": weight}))
         weight.zero_()
 
         assert load_safetensors(bytes(image.files["state.safetensors"]))["x"].tolist() == [1, 1]
 
     def test_a_tree_without_tensors_has_no_files(self) -> None:
         """Its document is all of it."""
-        image = image_of(encode({"epoch": 3}))
+        image = stage(encode({"epoch": 3}))
 
         assert (image.files, image.tensors, image.document, image.nbytes) == ({}, (), {"epoch": 3}, 0)
 
     def test_its_size_is_that_of_its_files(self) -> None:
         """Headers and padding included."""
-        image = image_of(encode({"x": torch.ones(3)}))
+        image = stage(encode({"x": torch.ones(3)}))
 
         assert image.nbytes == PAGE + 12
 
@@ -78,11 +78,11 @@ class TestImages:
             TensorEntry("x", "float32", (2, 3), (Piece("state.safetensors", (0, 0), (2, 3)),)),
             TensorEntry("z", "uint8", (16,), (Piece("state.safetensors", (0,), (16,)),)),
         )
-        assert image_of(encode(TREE)).tensors == entries_of(encode(TREE).tensors)
+        assert stage(encode(TREE)).tensors == entries_of(encode(TREE).tensors)
 
     def test_an_image_of_nothing_but_empty_tensors_has_a_file(self) -> None:
         """They have a name and a shape."""
-        image = image_of(Encoded({}, {"f": {"x": torch.empty(0, 3)}}))
+        image = stage(Encoded({}, {"f": {"x": torch.empty(0, 3)}}))
 
         assert load_safetensors(bytes(image.files["f"]))["x"].shape == (0, 3)
 

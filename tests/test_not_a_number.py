@@ -14,9 +14,9 @@ from tiny import MeanSquaredError, linear, rows, train_step
 from torch import nn
 
 from eventrunner.checkpoint import Store, find_newest, load_checkpoint, read_manifest
-from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.finite import has_finite_weights
-from eventrunner.checkpoint.image import image_of
+from eventrunner.checkpoint.plan import encode
+from eventrunner.checkpoint.staging import stage
 from eventrunner.checkpointer import Checkpointer
 from eventrunner.errors import EventRunnerError, InvalidLossError, OptionError
 from eventrunner.hooks import CheckInvalidLossHook
@@ -328,17 +328,17 @@ def test_a_loop_of_ones_own_keeps_its_last_checkpoint_with_numbers(tmp_path: Pat
 def test_each_element_of_each_kind_of_number_is_looked_at(dtype: torch.dtype, at: int) -> None:
     """In pieces that leave the other cores to the training."""
     weights = torch.ones(70_000).to(dtype)
-    assert has_finite_weights(image_of(encode({"state_dict": {"w": weights}})), lambda: ["w"])
+    assert has_finite_weights(stage(encode({"state_dict": {"w": weights}})), lambda: ["w"])
     spoilt = torch.ones(70_000)
     spoilt[at] = NAN
-    image = image_of(encode({"state_dict": {"w": spoilt.to(dtype), "n": torch.arange(3), "e": torch.ones(0)}}))
+    image = stage(encode({"state_dict": {"w": spoilt.to(dtype), "n": torch.arange(3), "e": torch.ones(0)}}))
     assert not has_finite_weights(image, lambda: ["w"])
     assert has_finite_weights(image, lambda: ["n", "e"])
 
 
 def test_a_save_without_weights_has_none_that_are_no_numbers() -> None:
     """A file that isn't there isn't looked at."""
-    assert has_finite_weights(image_of(encode({"x": torch.tensor(NAN)})), tuple)
+    assert has_finite_weights(stage(encode({"x": torch.tensor(NAN)})), tuple)
 
 
 def test_rows_have_what_is_no_number(make_runner: MakeRunner) -> None:

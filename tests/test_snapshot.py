@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from eventrunner.checkpoint.arena import Arena, Pool
-from eventrunner.checkpoint.codec import decode, encode
+from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.copies import Once
-from eventrunner.checkpoint.image import PAGE
+from eventrunner.checkpoint.layout import PAGE
+from eventrunner.checkpoint.plan import encode
 from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
+from eventrunner.checkpoint.staging import BufferPool, StagingBuffer
 from eventrunner.errors import CheckpointError, OptionError
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -463,7 +464,7 @@ class TestPlans:
             files.append(taken.image().files)
             taken.release()
 
-        kept = [old is new for old, new in zip(plans[0].parts, plans[1].parts, strict=True)]
+        kept = [old is new for old, new in zip(plans[0].files, plans[1].files, strict=True)]
         assert kept == [True, True, False]
         assert [files[0][name] is files[1][name] for name in files[0]] == kept
 
@@ -549,7 +550,7 @@ class TestPlans:
 
 class TestMemory:
     def test_no_save_after_the_first_allocates(self) -> None:
-        """Neither arenas nor copies: what Python and its extensions hold is the same after fifty more."""
+        """Neither buffers nor copies: what Python and its extensions hold is the same after fifty more."""
         snapshotter = Snapshotter(2)
         tree = {"state_dict": {f"w{i}": torch.randn(1000) for i in range(20)}, "n": [1, 2, 3]}
 
@@ -585,12 +586,12 @@ class TestMemory:
 
         first = place(1_000_000)
         assert place(1_000_100) == first
-        arena = snapshotter._pool._free[0]
-        before = arena.nbytes
+        buffer = snapshotter._pool._free[0]
+        before = buffer.nbytes
         place(2_000_000)
-        assert arena.nbytes > before
+        assert buffer.nbytes > before
 
-    def test_a_second_arena_is_made_only_if_the_first_is_in_use(self) -> None:
+    def test_a_second_buffer_is_made_only_if_the_first_is_in_use(self) -> None:
         """Whoever saves one at a time holds one copy of the state."""
         snapshotter = Snapshotter(2)
         for _ in range(3):
@@ -602,7 +603,7 @@ class TestMemory:
         assert loaded(one)["x"][0].tolist() == [1, 1, 1, 1]
         assert loaded(other)["x"][0].tolist() == [0, 0, 0, 0]
 
-    def test_take_waits_until_an_arena_is_released(self) -> None:
+    def test_take_waits_until_a_buffer_is_released(self) -> None:
         """And counts it."""
         snapshotter = Snapshotter(1)
         first = snapshotter.take({"x": torch.ones(1)})
@@ -628,14 +629,14 @@ class TestMemory:
         """Its pages are there, and no other memory is taken for a tree of that size."""
         snapshotter = Snapshotter(2)
         snapshotter.prepare(4_000_000)
-        (arena,) = snapshotter._pool._free
-        memory = arena._memory
+        (buffer,) = snapshotter._pool._free
+        memory = buffer._memory
 
         taken = snapshotter.take({"x": torch.ones(1_000_000)})
-        assert arena._memory is memory
-        assert taken._arena is arena
+        assert buffer._memory is memory
+        assert taken._buffer is buffer
 
-    def test_a_second_arena_can_be_prepared_while_the_first_is_in_use(self) -> None:
+    def test_a_second_buffer_can_be_prepared_while_the_first_is_in_use(self) -> None:
         """So that a save which comes early meets no new pages either."""
         snapshotter = Snapshotter(2)
         first = snapshotter.take({"x": torch.ones(1)})
@@ -647,41 +648,41 @@ class TestMemory:
 
     def test_nothing_is_prepared_where_it_is_there_or_all_are_in_use(self) -> None:
         """It never waits."""
-        pool = Pool(1)
+        pool = BufferPool(1)
         pool.prepare(1000, pinned=False)
-        arena = pool._free[0]
+        buffer = pool._free[0]
         pool.prepare(1000, pinned=False)
-        assert pool._free == [arena]
+        assert pool._free == [buffer]
 
-        assert pool.acquire(10, pinned=False) is arena
+        assert pool.acquire(10, pinned=False) is buffer
         pool.prepare(10_000_000, pinned=False)
         assert pool._free == []
 
     def test_take_waits_for_what_is_being_prepared(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Rather than to make another arena, whose pages would come one by one."""
-        pool = Pool(2)
+        """Rather than to make another buffer, whose pages would come one by one."""
+        pool = BufferPool(2)
         busy, go_on = threading.Event(), threading.Event()
-        prefault = Arena.prefault
+        prefault = StagingBuffer.prefault
 
-        def slowly(arena: Arena) -> None:
+        def slowly(buffer: StagingBuffer) -> None:
             busy.set()
             go_on.wait()
-            prefault(arena)
+            prefault(buffer)
 
-        monkeypatch.setattr(Arena, "prefault", slowly)
+        monkeypatch.setattr(StagingBuffer, "prefault", slowly)
         worker = threading.Thread(target=pool.prepare, args=(1000, False))
         worker.start()
         busy.wait()
         threading.Timer(0.02, go_on.set).start()
-        arena = pool.acquire(1000, pinned=False)
+        buffer = pool.acquire(1000, pinned=False)
         worker.join()
 
-        assert arena.nbytes >= 1000
+        assert buffer.nbytes >= 1000
         assert (pool.waits, pool._count) == (1, 1)
 
-    def test_an_arena_that_can_not_be_had_leaves_the_pool_whole(self) -> None:
+    def test_a_buffer_that_can_not_be_had_leaves_the_pool_whole(self) -> None:
         """The next one, of a size that there is, can."""
-        pool = Pool(1)
+        pool = BufferPool(1)
         with pytest.raises((OSError, OverflowError, MemoryError)):
             pool.acquire(2**62, pinned=False)
         with pytest.raises((OSError, OverflowError, MemoryError)):
@@ -689,16 +690,16 @@ class TestMemory:
 
         assert pool.acquire(1000, pinned=False).nbytes >= 1000
 
-    @pytest.mark.parametrize("arenas", [0, -1])
-    def test_there_is_at_least_one_arena(self, arenas: int) -> None:
+    @pytest.mark.parametrize("buffers", [0, -1])
+    def test_there_is_at_least_one_buffer(self, buffers: int) -> None:
         """Or take() would wait for ever."""
-        with pytest.raises(OptionError, match=f"^arenas={arenas} leaves no memory to copy to; it takes 1 or more.$"):
-            Snapshotter(arenas)
+        with pytest.raises(OptionError, match=f"^buffers={buffers} leaves no memory to copy to; it takes 1 or more.$"):
+            Snapshotter(buffers)
 
 
 class TestLives:
     def test_a_snapshot_can_be_released_once_and_again(self) -> None:
-        """The second time does nothing: the arena is another's by then."""
+        """The second time does nothing: the buffer is another's by then."""
         snapshotter = Snapshotter(1)
         first = snapshotter.take({"x": torch.ones(1)})
         first.release()
@@ -774,7 +775,7 @@ class TestLives:
 
     @pytest.mark.parametrize("ask", [Snapshot.wait, Snapshot.image, Snapshot.check], ids=["wait", "image", "check"])
     def test_what_the_copying_raised_is_raised_to_all_who_ask(self, ask: Callable[[Snapshot], object]) -> None:
-        """And the arena is free for another all the same."""
+        """And the buffer is free for another all the same."""
         large = torch.ones(20_000)
         snapshotter, jobs = Snapshotter(1), list[Job]()
         taken = snapshotter.take({"x": large}, lazy=pointers(large), copy_beside=jobs.append)
@@ -788,7 +789,7 @@ class TestLives:
         taken.release()
         snapshotter.take({"x": torch.ones(1)}).release()
 
-    def test_a_job_that_nobody_takes_leaves_the_arena_free(self) -> None:
+    def test_a_job_that_nobody_takes_leaves_the_buffer_free(self) -> None:
         """The error is the one of whoever refused it."""
         large = torch.ones(20_000)
         snapshotter = Snapshotter(1)
@@ -899,13 +900,13 @@ class TestDevices:
             assert torch.equal(back["z"], odd.cpu())
             taken.release()
 
-    def test_their_arena_is_pinned(self) -> None:
+    def test_their_buffer_is_pinned(self) -> None:
         """Otherwise the device couldn't copy while the host goes on."""
         snapshotter = Snapshotter(1)
         snapshotter.prepare(1000)
         taken = snapshotter.take({"x": torch.ones(10, device="cuda")}, verify=True)
 
-        assert taken._arena is not None
-        assert taken._arena.pinned
-        assert all(target.is_pinned() for target in taken._arena.targets)
+        assert taken._buffer is not None
+        assert taken._buffer.pinned
+        assert all(target.is_pinned() for target in taken._buffer.targets)
         taken.check()

@@ -13,7 +13,8 @@ import numpy
 import pytest
 import torch
 
-from eventrunner.checkpoint.codec import decode, encode
+from eventrunner.checkpoint.codec import decode
+from eventrunner.checkpoint.plan import encode
 from eventrunner.training.optim import OptimWrapper
 from eventrunner.training.state import (
     Progress,

@@ -1,4 +1,4 @@
-"""How an image lies in a checkpoint's folder: as safetensors files and ``state.json``, or as one ``checkpoint.pth``."""
+"""How a staged checkpoint lies in its folder: as safetensors files and ``state.json``, or as one ``checkpoint.pth``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from eventrunner.checkpoint.image import Image
+from eventrunner.checkpoint.codec import walk
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, FileEntry, TensorEntry
-from eventrunner.checkpoint.parts import document_of, make_plan
+from eventrunner.checkpoint.plan import make_plan
 from eventrunner.checkpoint.pth import check_plain, plain_tree
-from eventrunner.checkpoint.walk import walk
+from eventrunner.checkpoint.staging import StagedCheckpoint
 from eventrunner.errors import CheckpointError, OptionError, did_you_mean
 from eventrunner.files import disk
 
@@ -39,8 +39,8 @@ class Contents:
     write: Callable[[Path], dict[str, FileEntry]]
 
 
-def contents_of(image: Image, tree_format: str) -> Contents:
-    """What to write of *image*, which must not change until that is done.
+def contents_of(staged: StagedCheckpoint, tree_format: str) -> Contents:
+    """Return what to write of *staged*, which must not change until that is done.
 
     Raises:
         OptionError: *tree_format* is none of :data:`FORMATS`.
@@ -49,12 +49,12 @@ def contents_of(image: Image, tree_format: str) -> Contents:
     if tree_format not in FORMATS:
         end = did_you_mean(tree_format, FORMATS) or "."
         raise OptionError(f"a checkpoint's format is {' or '.join(map(repr, FORMATS))}, not {tree_format!r}{end}")
-    document = _to_bytes(image.document)
-    nbytes = image.nbytes + len(document)
+    document = _to_bytes(staged.document)
+    nbytes = staged.nbytes + len(document)
     if tree_format == "pth":
-        return Contents(nbytes, (), functools.partial(_write_one, functools.partial(torch.save, plain_tree(image))))
-    parts = {**image.files, STATE_NAME: memoryview(document)}
-    return Contents(nbytes, image.tensors, functools.partial(_write_each, parts))
+        return Contents(nbytes, (), functools.partial(_write_one, functools.partial(torch.save, plain_tree(staged))))
+    parts = {**staged.files, STATE_NAME: memoryview(document)}
+    return Contents(nbytes, staged.tensors, functools.partial(_write_each, parts))
 
 
 def check_tree(tree: Mapping[str, Any], tree_format: str) -> None:
@@ -63,8 +63,8 @@ def check_tree(tree: Mapping[str, Any], tree_format: str) -> None:
     Raises:
         CheckpointError: there is something in it that the format can't hold; the message has the path to it.
     """
-    walked = walk(tree)
-    _to_bytes(document_of(tree, make_plan(tree, walked), [part.copies for part in walked]))
+    branches = walk(tree)
+    _to_bytes(make_plan(tree, branches).document(tree, [branch.skeleton for branch in branches]))
     if tree_format == "pth":
         check_plain(tree)
 

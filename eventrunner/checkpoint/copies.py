@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Once", "copy_from_device", "copy_gently", "copy_now", "is_large"]
+__all__ = ["Once", "copy_from_device", "copy_now", "copy_single_threaded", "is_large"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -77,7 +77,7 @@ def copy_now(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
             torch._foreach_copy_(list(targets), list(sources))
 
 
-def copy_gently(pairs: Sequence[Pair], large: Sequence[Pair]) -> Callable[[], None]:
+def copy_single_threaded(pairs: Sequence[Pair], large: Sequence[Pair]) -> Callable[[], None]:
     """A job that copies tensors on the CPU to targets, in the thread that calls it alone and without the GIL.
 
     Torch's own threads are left to the training.

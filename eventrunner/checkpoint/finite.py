@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
-from eventrunner.checkpoint.image import Image
-from eventrunner.checkpoint.pth import tensors_in
+from eventrunner.checkpoint.staging import StagedCheckpoint
 
 __all__ = ["has_finite_weights"]
 
@@ -17,16 +16,15 @@ _WEIGHTS = "model.safetensors"
 _GRAIN = 32768  # elements up to which torch works in the calling thread alone: others are the training's
 
 
-def has_finite_weights(image: Image, parameters: Callable[[], Collection[str]]) -> bool:
-    """Return whether the image's parameters are finite: no inf and no nan.
+def has_finite_weights(staged: StagedCheckpoint, parameters: Callable[[], Collection[str]]) -> bool:
+    """Return whether its parameters are finite: no inf and no nan.
 
     Args:
-        image: What is about to be written.
+        staged: What is about to be written.
         parameters: Asked for their names in the model's state if something isn't finite: a buffer, such as a mask, may
             well have an inf in it.
     """
-    data = image.files.get(_WEIGHTS)
-    tensors = {} if data is None else tensors_in(data, _WEIGHTS, image.tensors)
+    tensors = staged.views.get(_WEIGHTS, {})
     odd = {name for name, tensor in tensors.items() if not all(map(_is_finite, _pieces(tensor)))}
     return odd.isdisjoint(parameters() if odd else ())
 

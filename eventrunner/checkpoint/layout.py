@@ -8,10 +8,11 @@ that is possible; other readers don't notice.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -43,6 +44,10 @@ DTYPES = {
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 """What safetensors stores as it is, by its own names; any other dtype is stored as its bytes."""
+
+
+_KNOWN = 4096  # of dtypes and shapes there are few in a file
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class Shaped(Protocol):
@@ -93,15 +98,21 @@ class Layout:
 def lay_out(tensors: Mapping[str, Shaped]) -> Layout:
     """Place the tensors of a file behind its header, those of large elements first: aligned, and without holes."""
     offset, places = 0, {}
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which other readers ask for
+    table = ['{"__metadata__":{"format":"pt"}']  # which other readers ask for
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):
         places[name], end = offset, offset + tensor.nbytes
-        table[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        kind = _described(tensor.dtype, tuple(tensor.shape))
+        table.append(f'{_quoted(name)}:{{{kind},"data_offsets":[{offset},{end}]}}')
         offset = end
-    text = json.dumps(table, separators=(",", ":")).encode()
+    text = (",".join(table) + "}").encode()
     length = paged(8 + len(text))
     header = (length - 8).to_bytes(8, "little") + text.ljust(length - 8)
     return Layout(header, {name: length + place for name, place in places.items()}, length + offset)
+
+
+@functools.lru_cache(_KNOWN)
+def _described(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f'"dtype":"{DTYPES[dtype]}","shape":[{",".join(map(str, shape))}]'
 
 
 def paged(size: int) -> int:
@@ -115,5 +126,10 @@ def entries_of(files: Mapping[str, Mapping[str, Shaped]]) -> tuple[TensorEntry, 
 
 
 def _entry(file: str, name: str, tensor: Shaped) -> TensorEntry:
-    shape = tuple(tensor.shape)
-    return TensorEntry(name, str(tensor.dtype).removeprefix("torch."), shape, (Piece(file, (0,) * len(shape), shape),))
+    dtype, shape, pieces = _whole(file, tensor.dtype, tuple(tensor.shape))
+    return TensorEntry(name, dtype, shape, pieces)
+
+
+@functools.lru_cache(_KNOWN)
+def _whole(file: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], tuple[Piece, ...]]:
+    return str(dtype).removeprefix("torch."), shape, (Piece(file, (0,) * len(shape), shape),)

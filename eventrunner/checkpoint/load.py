@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eventrunner.checkpoint.codec import decode
-from eventrunner.checkpoint.image import memory_of
 from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, Manifest, read_manifest
 from eventrunner.checkpoint.pth import UNREADABLE, read_tree
+from eventrunner.checkpoint.staging import memory_of
 from eventrunner.checkpoint.verify import check_files, is_checkpoint, missing_checkpoint, verify_checkpoint
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError, listed
 from eventrunner.files import disk

@@ -2,18 +2,19 @@
 
 Whether ``torch.load(weights_only=True)`` takes a tree is found by trying, as that differs from version to version. What
 it never takes, values of numpy's, is written as the nodes that the other format has for them.
+
+``weights_only=True`` runs nothing, but makes whatever it is told to, of any size, and unpacks whatever is compressed:
+so what is read is looked at first (:mod:`eventrunner.checkpoint.archive`), as reading takes memory in proportion only.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-import json
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,13 @@ import torch
 from torch import Tensor
 
 from eventrunner.checkpoint.archive import check_archive, check_pickle
-from eventrunner.checkpoint.codec import decode
-from eventrunner.checkpoint.decoder import TAG, Decoder, array_of
-from eventrunner.checkpoint.encoder import SCALARS, is_array, is_scalar
-from eventrunner.checkpoint.image import Image
-from eventrunner.checkpoint.manifest import TensorEntry
-from eventrunner.checkpoint.tensors import replace_tensors, shared_with
+from eventrunner.checkpoint.codec import SCALARS, Decoder, array_of, decode, is_array, is_scalar
+from eventrunner.checkpoint.staging import StagedCheckpoint, memory_of
+from eventrunner.checkpoint.tensors import shared_with
+from eventrunner.checkpoint.tree import TAG
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
-__all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree", "tensors_in"]
+__all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree"]
 
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
@@ -40,14 +39,14 @@ UNREADABLE = (
 _SHOWN = 300
 
 
-def plain_tree(image: Image) -> dict[str, Any]:
-    """The tree that *image* is of, for torch.save; its tensors share the image's memory.
+def plain_tree(staged: StagedCheckpoint) -> dict[str, Any]:
+    """Return the tree that *staged* is of, for torch.save; its tensors share its memory.
 
     Raises:
         CheckpointError: ``torch.load(weights_only=True)`` would refuse it; the message has the path to what it refuses.
     """
-    tensors = {file: tensors_in(data, file, image.tensors) for file, data in image.files.items()}
-    tree = decode(image.document, tensors)
+    apart = {file: {name: _apart(view) for name, view in views.items()} for file, views in staged.views.items()}
+    tree = decode(staged.document, apart)
     check_plain(tree)
     plain: dict[str, Any] = _tagged(tree)
     return plain
@@ -83,21 +82,10 @@ def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
     return tree
 
 
-def tensors_in(data: memoryview, file: str, entries: Iterable[TensorEntry]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in memory, without a copy."""
-    length = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(bytes(data[8:length]))
-    found = {}
-    for entry in entries:
-        if entry.pieces[0].file == file:
-            begin, end = header[entry.name]["data_offsets"]
-            found[entry.name] = _over(data[length + begin : length + end], entry)
-    return found
-
-
-def _over(data: memoryview, entry: TensorEntry) -> Tensor:
-    taken = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return taken.view(getattr(torch, entry.dtype)).view(entry.shape)
+def _apart(view: Tensor) -> Tensor:
+    """Return the tensor as if it had memory of its own; of one that looks into a file torch.save writes all of that."""
+    data = torch.frombuffer(memory_of(view), dtype=torch.uint8) if view.nbytes else view.new_empty(0, dtype=torch.uint8)
+    return data.view(view.dtype).view(view.shape)
 
 
 def _tagged(value: Any) -> Any:
@@ -150,8 +138,7 @@ def _with_values(value: Any, known: dict[int, Any]) -> Any:
 
 def _loads_back(value: Any) -> bool:
     file = io.BytesIO()
-    stand_ins: dict[torch.dtype, Tensor] = {}
-    torch.save(_tagged(replace_tensors(value, functools.partial(_stand_in, stand_ins))), file)
+    torch.save(_tagged(_without_data(value, {})), file)
     file.seek(0)
     try:
         check_pickle(check_archive(file))
@@ -162,9 +149,18 @@ def _loads_back(value: Any) -> bool:
     return True
 
 
-def _stand_in(stand_ins: dict[torch.dtype, Tensor], value: Tensor) -> Tensor:
-    """One empty tensor per dtype for all that there are."""
-    return stand_ins.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
+def _without_data(value: Any, stand_ins: dict[torch.dtype, Tensor]) -> Any:
+    """Return *value* with one empty tensor per dtype in the place of all that there are; containers are copied."""
+    if isinstance(value, Tensor):
+        return stand_ins.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
+    if type(value) in (dict, OrderedDict, Counter):
+        copy = type(value)({key: _without_data(below, stand_ins) for key, below in value.items()})
+        if versions := getattr(value, "_metadata", None):
+            vars(copy)["_metadata"] = versions
+        return copy
+    if type(value) in (list, tuple):
+        return type(value)(_without_data(below, stand_ins) for below in value)
+    return value
 
 
 def _refuse(tree: Mapping[str, Any]) -> None:

@@ -17,13 +17,13 @@ import torch
 import xxhash
 from torch import Tensor
 
-from eventrunner.checkpoint.arena import Arena, Pool
-from eventrunner.checkpoint.copies import Once, copy_from_device, copy_gently, copy_now, is_large
-from eventrunner.checkpoint.image import Image, memory_of
+from eventrunner.checkpoint.codec import walk
+from eventrunner.checkpoint.copies import Once, copy_from_device, copy_now, copy_single_threaded, is_large
 from eventrunner.checkpoint.layout import DTYPES
-from eventrunner.checkpoint.parts import Plan, document_of, make_plan
+from eventrunner.checkpoint.plan import SavePlan, make_plan
+from eventrunner.checkpoint.staging import BufferPool, StagedCheckpoint, StagingBuffer, memory_of
 from eventrunner.checkpoint.tensors import is_dense, packed, stored
-from eventrunner.checkpoint.walk import Walked, walk
+from eventrunner.checkpoint.tree import Branch
 from eventrunner.errors import CheckpointError
 
 __all__ = ["Snapshot", "Snapshotter"]
@@ -32,8 +32,8 @@ _LEAST = 1024
 """Bytes below which a tensor is not worth copying later."""
 
 
-Containers = tuple[tuple[str, ...], list[dict[str, Any]]]
-"""The keys at the top of a tree, and its copied containers by part and key."""
+Skeletons = tuple[tuple[str, ...], list[dict[str, Any]]]
+"""The keys at the top of a tree, and what its walk has left, by file and key."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class _Copies:
         self.awaited = True
 
     def end(self) -> None:
-        """Return when nothing writes to the arena any more."""
+        """Return when nothing writes to the buffer any more."""
         self.late.drop()
         self.come()
 
@@ -89,11 +89,13 @@ class Snapshot:
         nbytes: The bytes of the files, headers and their padding included.
     """
 
-    def __init__(self, plan: Plan, containers: Containers, copies: _Copies, arena: Arena, pool: Pool) -> None:
+    def __init__(
+        self, plan: SavePlan, skeletons: Skeletons, copies: _Copies, buffer: StagingBuffer, pool: BufferPool
+    ) -> None:
         self.nbytes = plan.nbytes
         self._plan = plan
-        self._keys, self._containers = containers
-        self._arena: Arena | None = arena
+        self._keys, self._skeletons = skeletons
+        self._buffer: StagingBuffer | None = buffer
         self._pool = pool
         self._copies = copies
         self._releasing = threading.Lock()
@@ -125,8 +127,8 @@ class Snapshot:
         self._copies.have_devices_wait()
         return time.perf_counter() - began
 
-    def image(self) -> Image:
-        """The document and the bytes of the files, in the arena itself: they last until :meth:`release`.
+    def image(self) -> StagedCheckpoint:
+        """The document and the bytes of the files, in the buffer itself: they last until :meth:`release`.
 
         To be called in the thread that writes: it waits for devices, and turns all that is no tensor into a document.
 
@@ -134,19 +136,20 @@ class Snapshot:
             CheckpointError: the snapshot was released.
             Exception: what the copying raised.
         """
-        arena = self._settled()
-        entries = tuple(entry for part in self._plan.parts for entry in part.entries)
-        return Image(document_of(self._keys, self._plan, self._containers), arena.files, entries)
+        buffer = self._settled()
+        document = self._plan.document(self._keys, self._skeletons)
+        entries = tuple(entry for file in self._plan.files for entry in file.entries)
+        return StagedCheckpoint(document, buffer.files, entries, buffer.views)
 
     def check(self) -> None:
-        """Compare what is in the arena with the hashes that were taken of the tensors, if they were.
+        """Compare what is in the buffer with the hashes that were taken of the tensors, if they were.
 
         Raises:
             CheckpointError: a tensor was written to while it was being copied, or the snapshot was released.
             Exception: what the copying raised.
         """
-        arena = self._settled()
-        for (file, name), digest, target in zip(self._plan.names, self._copies.digests, arena.targets, strict=False):
+        buffer = self._settled()
+        for (file, name), digest, target in zip(self._plan.names, self._copies.digests, buffer.targets, strict=False):
             if digest != _digest(target):
                 raise CheckpointError(
                     f"the copy of {name!r} for {file} is not what the tensor was when the snapshot was taken; copy it "
@@ -156,19 +159,19 @@ class Snapshot:
     def release(self) -> None:
         """Let the next snapshot have the memory; the image is no more. Once is enough; any thread may."""
         with self._releasing:
-            arena, self._arena = self._arena, None
-        if arena is not None:
+            buffer, self._buffer = self._buffer, None
+        if buffer is not None:
             try:
                 self._copies.end()
             finally:
-                self._pool.release(arena)
+                self._pool.release(buffer)
 
-    def _settled(self) -> Arena:
+    def _settled(self) -> StagingBuffer:
         self._copies.late.wait()
         self._copies.come()
-        if self._arena is None:
+        if self._buffer is None:
             raise CheckpointError("the snapshot was released, and its memory may hold another; use it before that.")
-        return self._arena
+        return self._buffer
 
 
 class Snapshotter:
@@ -176,21 +179,21 @@ class Snapshotter:
 
     For one training thread. Names and places are worked out once, and again only for a file in which something other
     than values has changed: a key, a size, a dtype, the order in memory, or which tensors are the same. Beside the
-    arenas nothing is allocated for a tensor's bytes.
+    buffers nothing is allocated for a tensor's bytes.
 
     Args:
-        arenas: How many snapshots there may be at once. The memory for one is allocated when it is first needed.
+        buffers: How many snapshots there may be at once. The memory for one is allocated when it is first needed.
     """
 
-    def __init__(self, arenas: int = 2) -> None:
-        self._pool = Pool(arenas)
-        self._plan: Plan | None = None
-        self._splits: dict[bool, tuple[Plan, list[bool], _Split]] = {}
+    def __init__(self, buffers: int = 2) -> None:
+        self._pool = BufferPool(buffers)
+        self._plan: SavePlan | None = None
+        self._splits: dict[bool, tuple[SavePlan, list[bool], _Split]] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @property
     def waits(self) -> int:
-        """How often :meth:`take` waited because all arenas were in use."""
+        """How often :meth:`take` waited because all buffers were in use."""
         return self._pool.waits
 
     @property
@@ -199,7 +202,7 @@ class Snapshotter:
         return self._pool.waited
 
     def be_patient(self, seconds: float | None) -> None:
-        """Have :meth:`take` wait at most so long for an arena; None for as long as it takes."""
+        """Have :meth:`take` wait at most so long for a buffer; None for as long as it takes."""
         self._pool.patience = seconds
 
     def hurry(self, seconds: float) -> None:
@@ -207,7 +210,7 @@ class Snapshotter:
         self._pool.until = time.perf_counter() + seconds
 
     def prepare(self, nbytes: int, pinned: bool = False) -> None:
-        """Allocate an arena, and have the system give its pages, which the first copy would wait for otherwise.
+        """Allocate a buffer, and have the system give its pages, which the first copy would wait for otherwise.
 
         Does nothing if there is a free one that is large enough. To be called in another thread than the training's,
         where it holds no GIL; a :meth:`take` that comes meanwhile waits for it.
@@ -229,7 +232,7 @@ class Snapshotter:
         """Copy *tree*: exactly what a save of it would bring back, so a save later is as good as one now.
 
         Containers are copied before this returns, scalars are shared, and so is no tensor but those that are *lazy*.
-        If all arenas are in use, it waits until one is released. The host waits for no device; a device goes on when
+        If all buffers are in use, it waits until one is released. The host waits for no device; a device goes on when
         it has copied what isn't lazy.
 
         Args:
@@ -241,36 +244,36 @@ class Snapshotter:
 
         Raises:
             CheckpointError: there is something in the tree that a checkpoint can't hold; the message has the path.
-            LaneTimeoutError: no arena was released in time.
+            LaneTimeoutError: no buffer was released in time.
         """
-        walked = walk(tree)
-        self._plan = plan = make_plan(tree, walked, self._plan)
-        leaves = [leaf for part in walked for leaf in part.leaves]
+        branches = walk(tree)
+        self._plan = plan = make_plan(tree, branches, self._plan)
+        leaves = [leaf for branch in branches for leaf in branch.leaves]
         sources = leaves if len(plan.own) == len(leaves) else [leaves[i] for i in plan.own]
-        split = self._split_of(plan, sources, walked, lazy if copy_beside else ())
-        arena = self._pool.acquire(plan.starts[-1], bool(split.devices))
+        split = self._split_of(plan, sources, branches, lazy if copy_beside else ())
+        buffer = self._pool.acquire(plan.starts[-1], bool(split.devices))
         copies = _Copies(Once(_nothing))
         try:
-            arena.map(plan)
-            self._copy(arena.targets, sources, split, copies, verify)
+            buffer.map(plan)
+            self._copy(buffer.targets, sources, split, copies, verify)
             if copy_beside and (split.late or split.large):
                 copy_beside(copies.late.run)
             else:
                 copies.late.run()
         except BaseException:
             copies.end()
-            self._pool.release(arena)
+            self._pool.release(buffer)
             raise
-        containers = tuple(tree), [part.copies for part in walked]
-        return Snapshot(plan, containers, copies, arena, self._pool)
+        skeletons = tuple(tree), [branch.skeleton for branch in branches]
+        return Snapshot(plan, skeletons, copies, buffer, self._pool)
 
     def _split_of(
-        self, plan: Plan, sources: Sequence[Tensor], walked: Sequence[Walked], lazy: Collection[int]
+        self, plan: SavePlan, sources: Sequence[Tensor], branches: Sequence[Branch], lazy: Collection[int]
     ) -> _Split:
         mask: list[bool] = []
         if lazy:
             is_lazy = (lazy if isinstance(lazy, Set) else frozenset(lazy)).__contains__
-            pointers = [pointer for part in walked for pointer in part.pointers]
+            pointers = [pointer for branch in branches for pointer in branch.pointers]
             mask = list(map(is_lazy, pointers if len(sources) == len(pointers) else [pointers[i] for i in plan.own]))
         known, its_mask, split = self._splits.get(bool(mask), (None, [], None))
         if split is None or known is not plan or its_mask != mask:
@@ -299,7 +302,7 @@ class Snapshotter:
             copy_now([targets[i] for i in split.now], [sources[i] for i in split.now])
             late, large = ([(targets[i], sources[i]) for i in some] for some in (split.late, split.large))
             watched = [(i, sources[i], _version(sources[i])) for i in (*split.late, *split.large)]
-            copies.late = Once(functools.partial(_copy_watched, copy_gently(late, large), watched, self._plan))
+            copies.late = Once(functools.partial(_copy_watched, copy_single_threaded(late, large), watched, self._plan))
 
     def _copy_from(
         self,
@@ -339,7 +342,7 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _copy_watched(
-    copy: Callable[[], None], watched: Sequence[tuple[int, Tensor, int | None]], plan: Plan | None
+    copy: Callable[[], None], watched: Sequence[tuple[int, Tensor, int | None]], plan: SavePlan | None
 ) -> None:
     """Copy, and see that nothing was written to meanwhile, as far as autograd's counters tell.
 

@@ -21,9 +21,7 @@ from typing import Any
 
 import torch
 
-from eventrunner.checkpoint.codec import encode
 from eventrunner.checkpoint.contents import contents_of
-from eventrunner.checkpoint.image import Image, image_of
 from eventrunner.checkpoint.manifest import (
     MANIFEST_NAME,
     STATE_NAME,
@@ -33,6 +31,8 @@ from eventrunner.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
+from eventrunner.checkpoint.plan import encode
+from eventrunner.checkpoint.staging import StagedCheckpoint, stage
 from eventrunner.checkpoint.verify import (
     PUBLISHED,
     find_newest,
@@ -89,13 +89,13 @@ class Store:
         meta: Mapping[str, Any] | None = None,
         format: str = "safetensors",  # noqa: A002
     ) -> Path:
-        """Commit *tree* as the checkpoint *name*: :meth:`commit` with an image made of it.
+        """Commit *tree* as the checkpoint *name*: :meth:`commit` with a staged copy of it.
 
         The tree's tensors are copied first, which costs their size in memory until this returns.
 
         Args:
             name: As of :meth:`commit`, and so are *step*, *epoch* and *meta*.
-            tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
+            tree: What :func:`eventrunner.checkpoint.plan.encode` takes.
             step: See *name*.
             epoch: See *name*.
             meta: See *name*.
@@ -107,27 +107,27 @@ class Store:
         Raises:
             CheckpointError: *tree* can't be held; otherwise as :meth:`commit`.
         """
-        image = image_of(encode(tree))
-        return self.commit(name, image, step=step, epoch=epoch, meta=meta, tree_format=format)
+        staged = stage(encode(tree))
+        return self.commit(name, staged, step=step, epoch=epoch, meta=meta, tree_format=format)
 
     def commit(
         self,
         name: str,
-        image: Image,
+        staged: StagedCheckpoint,
         *,
         step: int,
         epoch: int = 0,
         meta: Mapping[str, Any] | None = None,
         tree_format: str = "safetensors",
     ) -> Path:
-        """Commit *image* as the checkpoint *name*; when this returns, it survives a power cut.
+        """Commit *staged* as the checkpoint *name*; when this returns, it survives a power cut.
 
         A checkpoint that has the name already, as when a resumed run repeats a step, is replaced. May be called on
         any thread; others run meanwhile, but for the pickling of ``pth``.
 
         Args:
             name: Of the new folder; any plain file name that doesn't begin with a dot.
-            image: What to write; its memory must not change until this returns.
+            staged: What to write; its memory must not change until this returns.
             step: Iterations that the state has completed; orders the checkpoints.
             epoch: Epochs that it has completed.
             meta: Anything to note in the manifest; plain JSON. With a true ``"published"`` it is a copy for others:
@@ -146,7 +146,7 @@ class Store:
         """
         _check_name(name)
         step, epoch, plain_meta = _natural("step", step), _natural("epoch", epoch), plain_json(meta or {})
-        contents = contents_of(image, tree_format)
+        contents = contents_of(staged, tree_format)
         with _noted(name, self.folder, _NOT_SAVED):
             self._check_space(name, contents.nbytes)
         with self._committing(name, contents.nbytes) as temp:

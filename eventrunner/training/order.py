@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eventrunner.checkpoint.codec import encode
+from eventrunner.checkpoint.plan import encode
 from eventrunner.errors import CheckpointError, ResumeError, listed
 from eventrunner.training.state import generator_state, is_generator, is_stateful, set_generator_state
 

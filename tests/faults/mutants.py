@@ -310,7 +310,7 @@ _LOADS = (
     ),
     Mutant(
         "the indices of a sparse tensor may lead out of it",
-        "checkpoint/decoder.py",
+        "checkpoint/codec.py",
         '"check_invariants": True',
         '"check_invariants": False',
         ("tests/test_checkpoint_codec.py",),
