@@ -26,7 +26,7 @@ from eventrunner.hooks import (
     RuntimeInfoHook,
 )
 from eventrunner.registry import HOOKS
-from eventrunner.report.history import SETTLE_EVERY
+from eventrunner.report.history import AGGREGATE_EVERY
 from eventrunner.runner import Runner
 
 SIX = [
@@ -314,5 +314,5 @@ def test_histories_that_nobody_looks_at_are_added_up_all_the_same(make_runner: M
     histories = runner.message_hub.log_scalars
     assert set(histories) == {"train/lr", "train/loss", "train/data_time", "train/time"}
     for history in histories.values():
-        assert len(history._pending) <= SETTLE_EVERY
+        assert len(history._pending) <= AGGREGATE_EVERY
         assert len(history) == 2100

@@ -87,12 +87,12 @@ def test_a_history_has_its_values_and_counts_in_order() -> None:
 
 
 def test_appending_is_updating_by_a_float() -> None:
-    """What appends may be kept over looks, settling and loading."""
+    """What appends may be kept over looks, aggregating and loading."""
     history = HistoryBuffer()
     append = history.append
     append(1.0)
     history.update(2.0, 3)
-    history.settle()
+    history.aggregate()
     append(4.0)
     assert history.data == ((1.0, 2.0, 4.0), (1, 3, 1))
     history.load_state_dict(HistoryBuffer([5.0], [1]).state_dict())

@@ -261,7 +261,7 @@ def test_a_quiet_iteration_leaves_nothing_behind_but_its_numbers(make_runner: Ma
     finally:
         tracemalloc.stop()
     each = [growth / TURN for growth in grown[1:]]
-    assert 4 * 24 <= sum(each) / len(each) <= 4 * 24 + 4 * 16 + 40, each
+    assert 3 * 24 <= sum(each) / len(each) <= 4 * 24 + 4 * 8 + 40, each  # a rate that stays is one float
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

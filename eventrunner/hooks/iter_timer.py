@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.report.history import SETTLE_EVERY
+from eventrunner.report.history import AGGREGATE_EVERY
 from eventrunner.training.order import batch_count
 from eventrunner.training.state import Progress
 
@@ -78,6 +78,7 @@ class IterTimerHook(Hook):
         self._progress = runner.progress
 
     def _before_epoch(self, runner: Run, mode: str = "train") -> None:
+        runner.message_hub.aggregate()  # the last epoch's times, if it was short
         self._mark = time.perf_counter()
         if mode == "train":
             self._planned = runner.max_iters
@@ -107,10 +108,8 @@ class IterTimerHook(Hook):
             self.time_sec_tot += seconds
         else:
             self._evaluated = batch_idx + 1
-        if not batch_idx % SETTLE_EVERY:
-            for key in (f"{mode}/data_time", f"{mode}/time"):
-                if key in runner.message_hub.log_scalars:
-                    runner.message_hub.history(key).settle()
+        if (batch_idx + 1) % AGGREGATE_EVERY == 0:
+            runner.message_hub.aggregate()
 
     def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Back to the time that is left of the training."""

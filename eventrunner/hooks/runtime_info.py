@@ -9,7 +9,7 @@ from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.hooks.iter_timer import TIMES, IterTimerHook
 from eventrunner.registry import HOOKS
-from eventrunner.report.history import SETTLE_EVERY, HistoryBuffer, Scalar, scalar_of
+from eventrunner.report.history import AGGREGATE_EVERY, Scalar, scalar_of
 from eventrunner.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class RuntimeInfoHook(Hook):
         self._rates: list[tuple[OptimWrapper, str, _Keep | None]] = []  # None where there are several groups
         self._norms: list[tuple[OptimWrapper, str]] = []
         self._outputs: dict[str, tuple[_Keep, Callable[[Scalar], None]]] = {}  # append and update, by train_step's key
-        self._histories: list[HistoryBuffer] = []  # those that are appended to, which are to be settled
 
     def before_run(self, runner: Run) -> None:
         """Say which run this is."""
@@ -58,7 +57,7 @@ class RuntimeInfoHook(Hook):
         hub = runner.message_hub
         hub.update_info_dict({"max_epochs": runner.max_epochs, "max_iters": runner.max_iters}, resumed=False)
         hub.provide_info("dataset_meta", lambda: _dataset_meta(runner))
-        self._optim, self._outputs, self._histories = None, {}, []  # another run has its own
+        self._optim, self._outputs = None, {}  # another run has its own
         self._count(runner)
 
     def before_train_epoch(self, runner: Run) -> None:
@@ -96,16 +95,12 @@ class RuntimeInfoHook(Hook):
         for wrapper, key in self._norms:
             if wrapper.grad_norm is not None:
                 runner.message_hub.update_scalar(key, wrapper.grad_norm)
-        if (batch_idx + 1) % SETTLE_EVERY == 0:
-            self._settle()
+        if (batch_idx + 1) % AGGREGATE_EVERY == 0:
+            runner.message_hub.aggregate()
 
     def after_train_epoch(self, runner: Run) -> None:
-        """Have an epoch that is shorter added up, too."""
-        self._settle()
-
-    def _settle(self) -> None:
-        for history in self._histories:
-            history.settle()
+        """Have histories take in an epoch that is shorter, too."""
+        runner.message_hub.aggregate()
 
     def _look_at(self, runner: Run) -> None:
         """Find out whose rates and norms there are to keep."""
@@ -114,7 +109,7 @@ class RuntimeInfoHook(Hook):
         for name, wrapper in runner.optim_wrappers:
             prefix, keep = f"train/{name}", None
             if len(wrapper.param_groups) == 1:
-                keep = self._history(runner, f"{prefix}lr").append
+                keep = runner.message_hub.history(f"{prefix}lr").append
             self._rates.append((wrapper, f"{prefix}lr", keep))
             if wrapper.clips:
                 self._norms.append((wrapper, f"{prefix}grad_norm"))
@@ -126,7 +121,7 @@ class RuntimeInfoHook(Hook):
                 f"train_step returned {name!r}, but the run itself logs {key!r}, and would mix the two; give it "
                 "another name."
             )
-        history = self._history(runner, key)
+        history = runner.message_hub.history(key)
         self._outputs[name] = history.append, history.update
         return self._outputs[name]
 
@@ -137,10 +132,6 @@ class RuntimeInfoHook(Hook):
         timed = any(isinstance(hook, IterTimerHook) for hook in runner.hooks)
         times = [f"train/{name}" for name in TIMES] if timed else []
         return key in {*rates, *parts, *times, *(norm for _, norm in self._norms)}
-
-    def _history(self, runner: Run, key: str) -> HistoryBuffer:
-        self._histories.append(runner.message_hub.history(key))
-        return self._histories[-1]
 
     def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics."""

@@ -7,13 +7,12 @@ Nothing here is thread-safe: a hub belongs to the thread that trains.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import numbers
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
@@ -22,19 +21,20 @@ import torch
 
 from eventrunner.errors import OptionError, UnknownScalarError, did_you_mean, listed
 
-__all__ = ["SETTLE_EVERY", "HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
+__all__ = ["AGGREGATE_EVERY", "HistoryBuffer", "MessageHub", "Scalar", "scalar_of"]
 
 Scalar: TypeAlias = SupportsFloat
 """An int or float, a tensor of one element, or what else has one element and ``item()``, such as a NumPy scalar."""
 
-SETTLE_EVERY = 1_000
-"""So many entries a history leaves pending before it adds them up unasked."""
+AGGREGATE_EVERY = 1_000
+"""So many entries a history leaves pending before it takes them in unasked."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SAVED = 1_000  # entries of a history in a checkpoint: what a window can reach back to after a resume
 _LEAST = 16  # entries that the tensors of a saved history have room for
 _ONE = 1
+_Entry: TypeAlias = float | tuple[float, int]  # a value and its count, or a value alone where that is 1
 _STATE = ("values", "counts", "sum", "count", "max", "min")
 
 
@@ -95,19 +95,22 @@ def _positive(value: int, what: str) -> int:
     return value
 
 
-def _read(pending: list[Any]) -> tuple[list[float], list[int]]:
-    """What is pending as floats and their counts, with one transfer per device and dtype among the tensors."""
-    entries = [each if isinstance(each, tuple) else (each, 1) for each in pending]
-    values: list[Any] = [value for value, _ in entries]
+def _pairs(entries: Iterable[_Entry]) -> list[tuple[float, int]]:
+    """Return values and counts."""
+    return [each if type(each) is tuple else (each, 1) for each in entries]  # type: ignore[misc]
+
+
+def _read(pending: list[Any]) -> list[_Entry]:
+    """Return what is pending with tensors as floats, for which there is one transfer per device and dtype."""
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, value in enumerate(values):
-        if isinstance(value, torch.Tensor):
-            groups.setdefault((value.device, value.dtype), []).append(i)
+    for i, entry in enumerate(pending):
+        if type(entry) is tuple and type(entry[0]) is not float:
+            groups.setdefault((entry[0].device, entry[0].dtype), []).append(i)
     for group in groups.values():
-        numbers = torch.stack([values[i].reshape(()) for i in group]).tolist()
+        numbers = torch.stack([pending[i][0].reshape(()) for i in group]).tolist()
         for i, number in zip(group, numbers, strict=True):
-            values[i] = float(number)
-    return values, [count for _, count in entries]
+            pending[i] = float(number), pending[i][1]
+    return pending
 
 
 def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
@@ -115,7 +118,7 @@ def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
     return torch.frombuffer(array(code, numbers), dtype=dtype)
 
 
-def _entries(values: Any, counts: Any) -> tuple[Any, Any]:
+def _saved_entries(values: Any, counts: Any) -> tuple[Any, Any]:
     """The entries of a state without what fills its tensors up; the lists of an older one as they are."""
     if isinstance(counts, torch.Tensor):
         held = int((counts != 0).sum())
@@ -124,24 +127,41 @@ def _entries(values: Any, counts: Any) -> tuple[Any, Any]:
     return values, counts
 
 
-def _larger(a: float, b: float) -> float:
-    """The larger of two, NaN if either is NaN, unlike the built-in ``max``, which depends on their order."""
-    return a if a > b or a != a else b
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """What some entries come to: the weighted sum of their values, the sum of their counts, and the extremes."""
 
+    sum: float = 0.0
+    count: int = 0
+    max: float = 0.0  # like min, of no meaning while there are none
+    min: float = 0.0
 
-def _smaller(a: float, b: float) -> float:
-    return a if a < b or a != a else b
+    def plus(self, entries: Sequence[tuple[float, int]]) -> _Totals:
+        """Return these and more, added one after another: a sum in another order would be another float."""
+        total, number, largest, smallest = self.sum, self.count, self.max, self.min
+        if entries and not number:
+            largest = smallest = entries[0][0]
+        for value, count in entries:
+            # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
+            if value > largest or value != value:
+                largest = value
+            if value < smallest or value != value:
+                smallest = value
+            total += value * count
+            number += count
+        return _Totals(total, number, largest, smallest)
 
 
 class HistoryBuffer:
     """The values of one scalar over time, each with a count (how many samples it is the mean of).
 
-    An update is O(1): it appends, and what it appended is added up by the first call that looks, or by every 1,000th
-    update. A tensor on a device isn't read by it, so that nobody waits: it is copied where it is, since its owner may
-    write to it (an optimizer to a parameter, a CUDA graph to its outputs), and all of these are fetched together.
+    It holds the latest, up to *max_length*, and the totals of all there ever were: what is asked over all updates
+    (``window_size=None``) takes O(1) and covers what is no longer held. NaN is kept: the mean, max and min over a NaN
+    are NaN.
 
-    Over all updates (``window_size=None``) the answers come from running totals: they take O(1) and cover entries
-    that are no longer held. NaN is kept: the mean, max and min over a NaN are NaN.
+    An update only appends to a list of what is pending, which the next look, or every 1,000th update, takes in. A
+    tensor on a device isn't read by it, so that nobody waits: it is copied where it is, since its owner may write to it
+    (an optimizer to a parameter, a CUDA graph to its outputs), and all of these are fetched together.
 
     Args:
         log_history: Values to begin with.
@@ -158,11 +178,9 @@ class HistoryBuffer:
         self, log_history: Iterable[Scalar] = (), count_history: Iterable[int] = (), max_length: int = 10_000
     ) -> None:
         self.max_length = _positive(max_length, "max_length")
-        self._values: deque[float] = deque(maxlen=max_length)
-        self._counts: deque[int] = deque(maxlen=max_length)
-        self._pending: list[Any] = []  # a float, or value and count where that is a tensor or this isn't 1
-        self._plain = True  # whether the pending are all floats
-        self._sum, self._count, self._max, self._min = 0.0, 0, 0.0, 0.0  # over all updates; max and min need one
+        self._entries: deque[_Entry] = deque(maxlen=max_length)
+        self._totals = _Totals()
+        self._pending: list[Any] = []  # entries, of which a value may be a tensor, if it has its count
         values, counts = list(log_history), list(count_history)
         if len(values) != len(counts):
             raise OptionError(f"a history needs one count for each value, not {len(counts)} for {len(values)}.")
@@ -176,98 +194,72 @@ class HistoryBuffer:
             OptionError: the value isn't one number (a bool or a string isn't), or the count isn't an int of at least 1.
         """
         # Every iteration comes through here several times: what is plainly a float isn't looked at twice.
-        if type(value) is not float or count is not _ONE:
-            value = self._admitted(value, count)
-        self._pending.append(value)
-        if len(self._pending) >= SETTLE_EVERY:
-            self.settle()
+        if type(value) is float and count is _ONE:
+            self._pending.append(value)
+        else:
+            count = _positive(count, "count")
+            self._pending.append((_checked(value), count))
+        if len(self._pending) >= AGGREGATE_EVERY:
+            self.aggregate()
 
     @property
     def append(self) -> Callable[[float], None]:
-        """Appends a float unchecked, and may be kept: for who does so at each iteration and calls :meth:`settle`."""
+        """Appends a float unchecked, and may be kept; who does so has the hub aggregate now and then."""
         return self._pending.append
 
-    def settle(self) -> None:
-        """Add up what is pending, as all that look do; if a device fails at being read, it stays pending."""
-        if not self._pending:
-            return
-        pending = self._pending.copy()
-        values, counts = (pending, [1] * len(pending)) if self._plain else _read(pending)
-        # One after another: a sum in another order would be another float.
-        total, number, largest, smallest = self._sum, self._count, self._max, self._min
-        if not number:
-            largest = smallest = values[0]
-        for value, count in zip(values, counts, strict=True):
-            # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
-            if value > largest or value != value:
-                largest = value
-            if value < smallest or value != value:
-                smallest = value
-            total += value * count
-            number += count
-        self._sum, self._count, self._max, self._min = total, number, largest, smallest
-        self._values.extend(values)
-        self._counts.extend(counts)
-        self._forget(len(pending))
-
-    def _forget(self, entries: int) -> None:
-        """Have the first of what is pending no longer pending: what came meanwhile stays."""
-        del self._pending[:entries]  # and the list stays: append is its
-        self._plain = self._plain or not self._pending
-
-    def _admitted(self, value: Scalar, count: int) -> Any:
-        """What stands for an entry among the pending."""
-        count, checked = _positive(count, "count"), _checked(value)
-        if count == 1 and isinstance(checked, float):
-            return checked
-        self._plain = False
-        return checked, count
-
-    def _latest(self, what: str, window_size: int | None = None) -> list[tuple[float, int]]:
-        """The entries of a window, oldest first; without a window none, but it is checked that there are any."""
-        size = 0 if window_size is None else _positive(window_size, "window_size")
-        self.settle()
-        if not self._values:
-            raise OptionError(f"the {what} of a history without entries was asked for; update() it first.")
-        return self._last(size)
+    def aggregate(self) -> None:
+        """Take in what is pending, as all that look do; if a device fails at being read, it stays pending."""
+        if self._pending:
+            entries = _read(self._pending.copy())
+            self._totals = self._totals.plus(_pairs(entries))
+            self._entries.extend(entries)
+            del self._pending[: len(entries)]  # the list stays, as append is its, and so does what came meanwhile
 
     def _last(self, size: int) -> list[tuple[float, int]]:
-        return list(itertools.islice(zip(reversed(self._values), reversed(self._counts), strict=True), size))[::-1]
+        """Return so many of the latest entries, oldest first."""
+        return _pairs(itertools.islice(reversed(self._entries), size))[::-1]
+
+    def _over(self, what: str, window_size: int | None) -> _Totals:
+        """Return the totals of a window, or without one of all there ever were."""
+        self.aggregate()
+        if not self._entries:
+            raise OptionError(f"the {what} of a history without entries was asked for; update() it first.")
+        if window_size is None:
+            return self._totals
+        return _Totals().plus(self._last(_positive(window_size, "window_size")))
 
     def __len__(self) -> int:
-        """The number of entries held: at most ``max_length``."""
-        return min(self.max_length, len(self._values) + len(self._pending))
+        """Return the number of entries held: at most ``max_length``."""
+        return min(self.max_length, len(self._entries) + len(self._pending))
 
     @property
     def data(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """The values that are held and their counts, oldest first."""
-        self.settle()
-        return tuple(self._values), tuple(self._counts)
+        self.aggregate()
+        entries = _pairs(self._entries)
+        return tuple(value for value, _ in entries), tuple(count for _, count in entries)
 
     def current(self) -> float:
-        """The latest value.
+        """Return the latest value.
 
         Raises:
             OptionError: there is none; so say all reading methods.
         """
-        return self._latest("current value", 1)[0][0]
+        self._over("current value", None)
+        return self._last(1)[0][0]
 
     def mean(self, window_size: int | None = None) -> float:
-        """The mean of the last *window_size* updates, or of all there ever were, weighted by their counts."""
-        window = self._latest("mean", window_size)
-        if window_size is None:
-            return self._sum / self._count
-        return sum(value * count for value, count in window) / sum(count for _, count in window)
+        """Return the mean of the last *window_size* updates, or of all there ever were, weighted by their counts."""
+        totals = self._over("mean", window_size)
+        return totals.sum / totals.count
 
     def max(self, window_size: int | None = None) -> float:
-        """The largest of the last *window_size* values, or of all there ever were."""
-        window = self._latest("max", window_size)
-        return self._max if window_size is None else functools.reduce(_larger, (value for value, _ in window))
+        """Return the largest of the last *window_size* values, or of all there ever were."""
+        return self._over("max", window_size).max
 
     def min(self, window_size: int | None = None) -> float:
-        """The smallest of the last *window_size* values, or of all there ever were."""
-        window = self._latest("min", window_size)
-        return self._min if window_size is None else functools.reduce(_smaller, (value for value, _ in window))
+        """Return the smallest of the last *window_size* values, or of all there ever were."""
+        return self._over("min", window_size).min
 
     @classmethod
     def register_statistics(cls, fn: F) -> F:
@@ -289,17 +281,18 @@ class HistoryBuffer:
         return self._statistics[method_name](self, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last 1,000 entries, as tensors of float64 and int64, and the totals of all.
+        """Return the last 1,000 entries, as tensors of float64 and int64, and the totals of all.
 
         The tensors are filled up with entries of count 0, so that their size, by which a save knows its tensors, seldom
         changes.
         """
-        self.settle()
+        self.aggregate()
         entries = self._last(_SAVED)
         entries += [(0.0, 0)] * (max(1 << (len(entries) - 1).bit_length(), _LEAST) - len(entries))
         values = _tensor("d", torch.float64, [value for value, _ in entries])
         counts = _tensor("q", torch.int64, [count for _, count in entries])
-        return dict(zip(_STATE, (values, counts, self._sum, self._count, self._max, self._min), strict=True))
+        totals = self._totals
+        return dict(zip(_STATE, (values, counts, totals.sum, totals.count, totals.max, totals.min), strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the history that was saved; ``max_length`` stays one's own.
@@ -311,13 +304,14 @@ class HistoryBuffer:
         """
         if set(state) != set(_STATE):
             raise OptionError(f"a history's state holds {listed(_STATE)}, not {listed(map(str, state))}.")
-        values, counts = HistoryBuffer(*_entries(state["values"], state["counts"]), self.max_length).data
+        loaded = HistoryBuffer(*_saved_entries(state["values"], state["counts"]), self.max_length)
+        loaded.aggregate()
         total, count, largest, smallest = (_number(state[name]) for name in _STATE[2:])
-        if count < sum(counts) or bool(count) != bool(values):
-            raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {sum(counts)}.")
-        self._values, self._counts = deque(values, self.max_length), deque(counts, self.max_length)
-        self._forget(len(self._pending))
-        self._sum, self._count, self._max, self._min = total, int(count), largest, smallest
+        held = loaded._totals.count
+        if count < held or bool(count) != bool(held):
+            raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {held}.")
+        self._entries, self._totals = loaded._entries, _Totals(total, int(count), largest, smallest)
+        self._pending.clear()
 
 
 for _builtin in (HistoryBuffer.mean, HistoryBuffer.max, HistoryBuffer.min, HistoryBuffer.current):
@@ -500,6 +494,11 @@ class MessageHub:
             self._check_scalar(key, resumed)
             self._scalars[key], self._scalar_resumed[key] = HistoryBuffer(), resumed
         return self._scalars[key]
+
+    def aggregate(self) -> None:
+        """Have each history take in what was appended to it, for a training that nobody else looks at."""
+        for history in self._scalars.values():
+            history.aggregate()
 
     def _check_scalar(self, key: object, resumed: bool) -> None:
         _check_key("scalar", key)
