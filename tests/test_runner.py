@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import gc
@@ -11,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import types
 import weakref
 from pathlib import Path
 from typing import Any
@@ -1048,6 +1050,39 @@ def test_a_runner_that_is_gone_leaves_nothing_on_the_bus(bus: Bus) -> None:
     gc.collect()  # the hooks
     assert [reference() for reference in kept] == [None] * len(kept)
     assert len(bus.describe()) == 0
+
+
+def test_runs_that_are_gone_leave_as_many_objects_as_there_were(bus: Bus) -> None:
+    """However many there have been: nothing is kept of each of them, on the bus or elsewhere."""
+
+    def left_by(first: int, last: int) -> collections.Counter[type]:
+        for number in range(first, last):
+            runner = Runner(**options(work_dir=f"run{number}", bus=bus, val=True, epochs=1))
+            runner.on("before_train")(lambda runner: None)
+            runner.train()
+        del runner
+        gc.collect()
+        gc.collect()
+        caches = (weakref.ref, types.BuiltinFunctionType)  # of the checks of abstract classes, whoever makes them
+        return collections.Counter(type(each) for each in gc.get_objects() if type(each) not in caches)
+
+    before = left_by(0, 5)
+    more = left_by(5, 10) - before
+    assert {kind: count for kind, count in more.items() if count >= 5} == {}
+
+
+def test_an_emission_that_is_replaced_before_its_first_use_needs_no_collection(bus: Bus) -> None:
+    """Of which there is one for each connection that a run begins with."""
+    emitters = bus.emitters("run")
+    bus.before_run.connect(print)
+    gc.collect()
+    stand_in = weakref.ref(emitters.before_run)
+    gc.disable()
+    try:
+        bus.before_run.disconnect(print)
+        assert stand_in() is None
+    finally:
+        gc.enable()
 
 
 def test_train_val_and_test_can_follow_each_other_in_any_number(make_runner: MakeRunner) -> None:

@@ -522,27 +522,42 @@ class Emissions:
 
     def _refresh(self, emitters: Emitters) -> None:
         sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's
-        quiet = (self.muted or not self.table.reaches(sender_id)) and not self.context.barriers_at(self.site, sender_id)
+        quiet = self.muted or not self.table.reaches(sender_id)
+        if quiet and self.context.has_barriers:
+            quiet = not self.context.barriers_at(self.site, sender_id)
         emitters._turns.pop(self.site, None)  # noqa: SLF001
-        emitters.__dict__[self.site] = None if quiet else self._stub(emitters, sender_id)
+        if quiet:
+            emitters.__dict__[self.site] = None
+        elif type(emitters.__dict__.get(self.site)) is not _Uncompiled:
+            emitters.__dict__[self.site] = _Uncompiled(self, emitters)
 
-    def _stub(self, emitters: Emitters, sender_id: Hashable) -> Emit:
-        """Compile at the first emission, not at each of the many connections before it."""
-        owner = weakref.ref(emitters)  # the emitters hold the stub, which must not hold them
+    def compile_for(self, emitters: Emitters, given: tuple[str, ...]) -> Emit:
+        """Compile what *emitters* have: timed, where they have a ledger."""
+        sender_id, ledger = emitters._sender_id, emitters._ledger  # noqa: SLF001  # as above
+        if ledger is None:
+            return self.find(EMIT, sender_id, given)
+        return self._accounted(emitters, sender_id, given, ledger)
 
-        def first(sender: Any, /, *ordered: Any, **payload: Any) -> None:
-            bound = owner()
-            given = tuple(payload) if self.payload is None else self.payload
-            ledger = None if bound is None else bound._ledger  # noqa: SLF001  # as above
-            if bound is None or ledger is None:
-                plan = self.find(EMIT, sender_id, given)
-            else:
-                plan = self._accounted(bound, sender_id, given, ledger)
-            if self.payload is not None and bound is not None and bound.__dict__[self.site] is first:
-                bound.__dict__[self.site] = plan  # nothing is called in between, so no other thread gets in between
-            plan(sender, *ordered, **payload)
 
-        return first
+class _Uncompiled:
+    """Stands for the emission of a site for one sender: compiled when first called, not at each connection before."""
+
+    __slots__ = ("__weakref__", "_emissions", "_owner", "_sender_id")
+
+    def __init__(self, emissions: Emissions, emitters: Emitters) -> None:
+        self._emissions, self._owner = emissions, weakref.ref(emitters)  # which hold this one
+        self._sender_id = emitters._sender_id  # noqa: SLF001  # as above
+
+    def __call__(self, sender: Any, /, *ordered: Any, **payload: Any) -> None:
+        emissions, emitters = self._emissions, self._owner()
+        given = tuple(payload) if emissions.payload is None else emissions.payload
+        if emitters is None:
+            plan = emissions.find(EMIT, self._sender_id, given)
+        else:
+            plan, current, site = emissions.compile_for(emitters, given), emitters.__dict__, emissions.site
+            if emissions.payload is not None and current[site] is self:
+                current[site] = plan  # nothing is called in between, so no other thread gets in between
+        plan(sender, *ordered, **payload)
 
 
 def checked_payload(site: str, payload: Iterable[str]) -> tuple[str, ...]:
