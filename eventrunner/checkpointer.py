@@ -45,9 +45,9 @@ class Checkpointer:
     """Saves a model, its optimizer and whatever else has a state; all of it within a ``with`` block.
 
     A save copies weights and moments while the next forward and backward run, and is written, verified and committed
-    beside the training. The step of any optimizer waits for the copy by itself; call :meth:`settle` before weights are
-    written to in another way. A save that failed raises at the next step, batch or save, and at the latest when the
-    block is left, which waits for all saves. SIGTERM, SIGUSR1 and SIGHUP end the loop at the next batch of
+    in the background. The step of any optimizer waits for the copy by itself; call :meth:`wait_for_copies` before
+    weights are written to in another way. A save that failed raises at the next step, batch or save, and at the latest
+    when the block is left, which waits for all saves. SIGTERM, SIGUSR1 and SIGHUP end the loop at the next batch of
     :meth:`batches`, with a save, by ``SystemExit`` with code 75; so does the first Ctrl-C, by KeyboardInterrupt.
 
     Args:
@@ -222,9 +222,9 @@ class Checkpointer:
             source.retention = before
             raise
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until weights may be written to by something that is no optimizer's step."""
-        self._saver.settle()
+        self._saver.wait_for_copies()
 
     def wait(self) -> None:
         """Wait until everything that was saved is committed, or raise what failed."""

@@ -209,7 +209,7 @@ class Run(Protocol):
     def end_for(self, error: OSError) -> None:
         """Have the training stop after this iteration and save, and fail with *error* then; any thread may call it."""
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until weights may be written to by what is neither an optimizer's step nor a receiver."""
 
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:

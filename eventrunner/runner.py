@@ -419,7 +419,7 @@ class Runner:
         At the sites within an iteration that is when the iteration is done; at ``after_run`` it is never. One that
         writes to no weights says ``mutates=False``; any other waits for a save that is still copying them.
         """
-        self.session.request(functools.partial(_after, self.settle, action) if mutates else action)
+        self.session.request(functools.partial(_after, self.wait_for_copies, action) if mutates else action)
 
     # In the background
 
@@ -427,13 +427,13 @@ class Runner:
         """What an offloaded receiver gets in place of the run."""
         return RunView.of(self)
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until weights may be written to by what is neither an optimizer's step nor a receiver.
 
         For a ``train_step`` that changes weights before its step, for one: a save may still be copying them. Returns at
         once where none is.
         """
-        self.bus.settle()
+        self.bus.wait_for_copies()
 
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
         """Wait until everything that was offloaded, or put into one lane, is done, and raise what failed of it.

@@ -252,12 +252,12 @@ def test_weights_that_a_forward_writes_to_are_copied_at_the_site(overlapped: Cal
     overlapped(model=Words(), train_step=None)
 
 
-def clamping(settle: bool) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
+def clamping(waits: bool) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
     """A step that writes to the weights before the optimizer does, having asked for leave or not."""
 
     def step(model: Any, batch: Batch) -> dict[str, Tensor]:
-        if settle:
-            model.runner[0].settle()
+        if waits:
+            model.runner[0].wait_for_copies()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.clamp_(-0.1, 0.1)
@@ -267,19 +267,19 @@ def clamping(settle: bool) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
 
 
 def test_a_step_that_writes_to_weights_asks_for_leave(overlapped: Callable[..., Runner]) -> None:
-    """``runner.settle()`` waits for the copy."""
+    """``runner.wait_for_copies()`` waits for the copy."""
     model = net()
     owner: list[Runner] = []
     model.runner = owner
     grab = Hook()
     grab.before_run = lambda runner: owner.append(runner)  # type: ignore[method-assign]
-    overlapped(model=model, train_step=clamping(settle=True), custom_hooks=[grab])
+    overlapped(model=model, train_step=clamping(waits=True), custom_hooks=[grab])
 
 
 def test_a_step_that_writes_to_weights_without_asking_fails_the_save(overlapped: Callable[..., Runner]) -> None:
     """Better no checkpoint than a torn one; the message says what to do."""
     with pytest.raises(CheckpointError, match="was written to while a save was copying it; write to weights in an opt"):
-        overlapped(train_step=clamping(settle=False), hook={"verify": False})
+        overlapped(train_step=clamping(waits=False), hook={"verify": False})
 
 
 def test_nobody_may_write_before_the_copy_is_done_whoever_else_waits_for_it(tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ def test_nobody_may_write_before_the_copy_is_done_whoever_else_waits_for_it(tmp_
             inner()
 
         copying[1]._copies.late._work = slowly
-        thread = threading.Thread(target=saver.settle)
+        thread = threading.Thread(target=saver.wait_for_copies)
         thread.start()
         assert waiting.wait(60)
-        assert guards == [saver.settle]
+        assert guards == [saver.wait_for_copies]
         gate.set()
         thread.join(60)
         assert guards == []

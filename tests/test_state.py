@@ -38,13 +38,13 @@ def test_what_is_done_counts_before_the_counters_advance() -> None:
 
 
 def test_a_progress_goes_on_right_after_what_was_complete() -> None:
-    """Loaded or settled, nothing is pending."""
+    """Loaded or advanced, nothing is pending."""
     saved = Progress(1, 7, 1, 1, validated=1).state_dict()
     loaded = Progress()
     loaded.load_state_dict(saved)
-    settled = Progress(1, 7, 1, 1, validated=1)
-    settled.settle()
-    assert loaded == settled == Progress(2, 8, 0, 0, validated=1)
+    advanced = Progress(1, 7, 1, 1, validated=1)
+    advanced.advance()
+    assert loaded == advanced == Progress(2, 8, 0, 0, validated=1)
 
 
 def draws() -> list[float]:

@@ -170,9 +170,9 @@ class Bus:
         """Called before an inline receiver that may write to what is being copied; whoever copies adds one."""
         return self._context.guards
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Call the guards: return when nothing is being copied that somebody is about to write to."""
-        self._context.settle()
+        self._context.wait_for_copies()
 
     def refresh(self) -> None:
         """Have every emission compiled anew."""

@@ -156,7 +156,7 @@ class Context:
             lanes.wait(lane, label=site)
             lanes.check()
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until nothing is being copied any more."""
         for guard in tuple(self.guards):
             guard()

@@ -95,8 +95,8 @@ def compile_plan(
     Raises:
         SignatureError: a receiver can't do without something that is not *given*.
     """
-    namespace: dict[str, Any] = {"guards_": context.guards, "settle_": context.settle, "wait_": context.wait}
-    namespace["refuse_"] = _refuse_kind
+    namespace: dict[str, Any] = {"guards_": context.guards, "wait_for_copies_": context.wait_for_copies}
+    namespace.update(wait_=context.wait, refuse_=_refuse_kind)
     source = _Source(namespace, given, context, mode, None if samples is None else samples.clock, whole)
     for lane in barriers:
         source.attempt([f"wait_({_SENDER}, {lane!r}, {site!r})"])
@@ -169,7 +169,7 @@ class _Source:
         self._inline = 0  # receivers, so far
         self._now = ""  # the variable that has the present moment
         if clock is not None:
-            namespace.update(clock_=clock, waited_=functools.partial(_waited, context.settle, clock))
+            namespace.update(clock_=clock, waited_=functools.partial(_waited, context.wait_for_copies, clock))
 
     def attempt(self, lines: list[str]) -> None:
         """Add lines after which the emission goes on where they fail, in the mode that is for that."""
@@ -230,14 +230,14 @@ class _Source:
 
     def _call(self, index: int, connection: Connection, is_conditional: bool) -> list[str]:
         call, fired = self._source(index, connection), self._fired(index, connection)
-        guard = ["if guards_: settle_()"] if connection.options.may_write else []
+        guard = ["if guards_: wait_for_copies_()"] if connection.options.may_write else []
         if self.whole:
             return self._counted(call, [*fired, *guard], is_conditional)
         if not self.timed:
             return [*fired, *guard, call]
         began, ended = f"began_{index}_", f"ended_{index}_"
         if guard and self._now and not is_conditional:
-            begin = [f"{began} = {self._now}", f"if guards_: settle_(); {began} = clock_()"]
+            begin = [f"{began} = {self._now}", f"if guards_: wait_for_copies_(); {began} = clock_()"]
         elif guard or is_conditional or not self._now:
             begin = [*fired, *guard, f"{began} = clock_()"]
         else:
@@ -277,10 +277,10 @@ class _Source:
         return f"if (result_ := {call}) is not None: check_{index}_(result_)"
 
 
-def _waited(settle: Callable[[], None], clock: Callable[[], float], began: float) -> float:
-    """Settle; returns when what began before would have begun without."""
+def _waited(wait: Callable[[], None], clock: Callable[[], float], began: float) -> float:
+    """Wait for copies; return when what began before would have begun without."""
     now = clock()
-    settle()
+    wait()
     return began + clock() - now
 
 

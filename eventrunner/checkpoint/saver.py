@@ -243,7 +243,7 @@ class Saver:
         self._spared.pop(name, None)
         save = Save(name, source.step, "sync", requested=requested)
         lazy = self._choose(save)
-        self.settle()  # the one before, if no step came between
+        self.wait_for_copies()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
         snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
         facts: dict[str, Any] = {"step": save.step, "epoch": source.epoch, "tree_format": self.format}
@@ -290,7 +290,7 @@ class Saver:
         else:
             lanes.submit(self._delete_task, (name, _tickets(lanes, (WRITE_LANE, *after))))
 
-    def settle(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until the tensors of the save under way may be written to."""
         copying = self._copying
         if copying is not None:
@@ -301,12 +301,12 @@ class Saver:
                 # Not before: until then, nobody may write, whoever else asks, and even if the waiting is interrupted.
                 if self._copying is copying and (snapshot.copied or snapshot.failed):
                     self._copying = None
-                    self._guards.remove(self.settle)
+                    self._guards.remove(self.wait_for_copies)
 
     def wait(self) -> None:
         """Wait until everything is committed, or raise what failed."""
         if self.lanes is not None:
-            self.settle()
+            self.wait_for_copies()
             self.lanes.wait(WRITE_LANE, label="save")
             self.collect()
             self.lanes.check()
@@ -323,7 +323,7 @@ class Saver:
         """Stop looking at optimizers and give the memory back; what is pending stays with the lanes, which drain."""
         watch_steps(self._on_step, watch=False)
         with contextlib.suppress(Exception):  # a copy that failed is its save's failure, which the lanes have
-            self.settle()
+            self.wait_for_copies()
         self.collect()
         self.lanes = None
         self._snapshots = Snapshotter()
@@ -334,7 +334,7 @@ class Saver:
 
     def _on_step(self) -> None:
         if self._copying is not None:
-            self.settle()
+            self.wait_for_copies()
         with self._changing:  # another thread than that which saves may be stepping
             if self._copying is None:
                 watch_steps(self._on_step, watch=False)
@@ -363,7 +363,7 @@ class Saver:
         with self._changing:
             if not snapshot.copied:
                 self._copying = save, snapshot
-                self._guards.append(self.settle)
+                self._guards.append(self.wait_for_copies)
                 watch_steps(self._on_step)
 
     def _start(self, save: Save, commit: Callable[[], Path], after: Iterable[str] = ()) -> None:

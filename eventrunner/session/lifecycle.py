@@ -209,7 +209,7 @@ def _end_early(run: Run, end: BaseException, patience: _Patience) -> None:
         run.session.saver.be_patient(patience.left())
     try:
         run.session.tick()
-        run.progress.settle()
+        run.progress.advance()
         if run.session.training_began:
             failure = _leave(run, "after_train", None)
             run.session.tick()

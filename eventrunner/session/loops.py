@@ -117,7 +117,7 @@ class TrainLoop:
         After a failure, what was complete when it came counts: the training goes on behind it.
         """
         self.running, self.stepped_late = True, False
-        self.progress.settle()
+        self.progress.advance()
         self._bind()
         self._begin_train()
         if not self.stop_training:
@@ -288,7 +288,7 @@ class TrainLoop:
 
     def _before_step(self) -> None:
         if self._guards:  # weights that are being copied are about to change
-            self.runner.settle()
+            self.runner.wait_for_copies()
         emit = self._sites["before_optimizer_step"]
         if emit:
             emit(self.runner)

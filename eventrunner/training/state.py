@@ -83,7 +83,7 @@ class Progress:
         """Iterations whose work is done: the one clock of logs, trackers and checkpoints."""
         return self.iter + self.iter_done
 
-    def settle(self) -> None:
+    def advance(self) -> None:
         """Count what is done and was not counted, because a receiver failed between the two."""
         self.load_state_dict(self.state_dict())
 

@@ -223,7 +223,7 @@ _COPIES = (
     Mutant(
         "an optimizer's step doesn't wait for the copy",
         "checkpoint/saver.py",
-        "        if self._copying is not None:\n            self.settle()\n        with",
+        "        if self._copying is not None:\n            self.wait_for_copies()\n        with",
         "        with",
         ("tests/test_overlap.py::test_an_optimizer_that_the_run_doesnt_know_waits_too",),
     ),
@@ -237,7 +237,7 @@ _COPIES = (
     Mutant(
         "receivers that may write don't wait for the copy",
         "checkpoint/saver.py",
-        "            self._guards.append(self.settle)",
+        "            self._guards.append(self.wait_for_copies)",
         "            self._guards.append(lambda: None)",
         ("tests/test_overlap.py::test_a_hook_that_clips_weights_waits_for_the_copy",),
     ),
