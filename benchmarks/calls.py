@@ -81,7 +81,7 @@ def make_runner(folder: Path, train_step: Callable[..., Any]) -> Runner:
         param_scheduler=dict(scheduler=torch.optim.lr_scheduler.StepLR(optimizer, ITERS), by_epoch=False),
         train_dataloader=[batch] * ITERS,
         train_cfg=dict(max_iters=ITERS),
-        default_hooks={"logger": dict(interval=ROW // 2), "checkpoint": dict(interval=SAVE // 2, max_keep_ckpts=1)},
+        default_hooks={"logger": dict(interval=ROW // 3), "checkpoint": dict(interval=SAVE // 2, max_keep_ckpts=1)},
         bus=Bus(),
         device="cpu",
         progress=False,

@@ -12,7 +12,6 @@ from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.report.history import AGGREGATE_EVERY
 from eventrunner.training.order import batch_count
-from eventrunner.training.state import Progress
 
 if TYPE_CHECKING:
     from eventrunner.run import Run
@@ -46,7 +45,7 @@ class IterTimerHook(Hook):
         self._eval_began, self._evaluated = 0.0, 0  # the evaluation under way, and how many of its batches are done
         self._waited: dict[str, Callable[[float], None]] = {}  # to the hub's own histories, by mode
         self._took: dict[str, Callable[[float], None]] = {}
-        self._progress = Progress()
+        self._trained = 0  # iterations since the training began here
         self._planned: int | None = None  # iterations, asked for once an epoch: a loader may reckon its length anew
 
     def check_run(self, runner: Run) -> None:
@@ -75,7 +74,7 @@ class IterTimerHook(Hook):
     def before_train(self, runner: Run) -> None:
         """Begin the clock that the remaining time is reckoned from."""
         self._began, self.start_iter, self.time_sec_tot = time.perf_counter(), runner.iter, 0.0
-        self._progress = runner.progress
+        self._trained = 0
 
     def _before_epoch(self, runner: Run, mode: str = "train") -> None:
         runner.message_hub.aggregate()  # the last epoch's times, if it was short
@@ -106,6 +105,7 @@ class IterTimerHook(Hook):
         self._mark = now
         if mode == "train":
             self.time_sec_tot += seconds
+            self._trained += 1
         else:
             self._evaluated = batch_idx + 1
         if (batch_idx + 1) % AGGREGATE_EVERY == 0:
@@ -129,7 +129,7 @@ class IterTimerHook(Hook):
 
     def _train_left(self) -> float | None:
         planned = None if self._planned is None else self._planned - self.start_iter
-        return _left(self._mark - self._began, self._progress.step - self.start_iter, planned)
+        return _left(self._mark - self._began, self._trained, planned)
 
 
 def _left(seconds: float, done: int, planned: int | None) -> float | None:

@@ -136,7 +136,6 @@ class LoggerHook(Hook):
             self._cut_back(runner, self._rows)
         self._epoch_began = time.perf_counter()
         self._bar = Bar(runner)
-        runner.log.aside = self._bar.aside
         self._bar.start()
 
     def before_train_epoch(self, runner: Run) -> None:
@@ -189,7 +188,7 @@ class LoggerHook(Hook):
         """Take the bar away, close the files, and say how it ended."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar, runner.log.aside = None, contextlib.nullcontext
+            self._bar = None
         if runner.session.lanes is not None:
             runner.session.lanes.wait(LOG_LANE, label="end")
         for opened in self._files():

@@ -8,11 +8,12 @@ Nothing here is thread-safe: a hub belongs to the thread that trains.
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, SupportsFloat, TypeAlias, TypeVar
@@ -97,7 +98,7 @@ def _positive(value: int, what: str) -> int:
 
 def _pairs(entries: Iterable[_Entry]) -> list[tuple[float, int]]:
     """Return values and counts."""
-    return [each if type(each) is tuple else (each, 1) for each in entries]  # type: ignore[misc]
+    return [each if isinstance(each, tuple) else (each, 1) for each in entries]
 
 
 def _read(pending: list[Any]) -> list[_Entry]:
@@ -133,15 +134,14 @@ class _Totals:
 
     sum: float = 0.0
     count: int = 0
-    max: float = 0.0  # like min, of no meaning while there are none
-    min: float = 0.0
+    max: float = -math.inf
+    min: float = math.inf
 
-    def plus(self, entries: Sequence[tuple[float, int]]) -> _Totals:
+    def plus(self, entries: Iterable[_Entry]) -> _Totals:
         """Return these and more, added one after another: a sum in another order would be another float."""
         total, number, largest, smallest = self.sum, self.count, self.max, self.min
-        if entries and not number:
-            largest = smallest = entries[0][0]
-        for value, count in entries:
+        for entry in entries:
+            value, count = entry if isinstance(entry, tuple) else (entry, 1)
             # A NaN is unequal to itself, and neither greater nor less than anything: once there, it stays.
             if value > largest or value != value:
                 largest = value
@@ -211,13 +211,13 @@ class HistoryBuffer:
         """Take in what is pending, as all that look do; if a device fails at being read, it stays pending."""
         if self._pending:
             entries = _read(self._pending.copy())
-            self._totals = self._totals.plus(_pairs(entries))
+            self._totals = self._totals.plus(entries)
             self._entries.extend(entries)
             del self._pending[: len(entries)]  # the list stays, as append is its, and so does what came meanwhile
 
-    def _last(self, size: int) -> list[tuple[float, int]]:
+    def _last(self, size: int) -> list[_Entry]:
         """Return so many of the latest entries, oldest first."""
-        return _pairs(itertools.islice(reversed(self._entries), size))[::-1]
+        return list(itertools.islice(reversed(self._entries), size))[::-1]
 
     def _over(self, what: str, window_size: int | None) -> _Totals:
         """Return the totals of a window, or without one of all there ever were."""
@@ -246,7 +246,7 @@ class HistoryBuffer:
             OptionError: there is none; so say all reading methods.
         """
         self._over("current value", None)
-        return self._last(1)[0][0]
+        return _pairs(self._last(1))[0][0]
 
     def mean(self, window_size: int | None = None) -> float:
         """Return the mean of the last *window_size* updates, or of all there ever were, weighted by their counts."""
@@ -287,7 +287,7 @@ class HistoryBuffer:
         changes.
         """
         self.aggregate()
-        entries = self._last(_SAVED)
+        entries = _pairs(self._last(_SAVED))
         entries += [(0.0, 0)] * (max(1 << (len(entries) - 1).bit_length(), _LEAST) - len(entries))
         values = _tensor("d", torch.float64, [value for value, _ in entries])
         counts = _tensor("q", torch.int64, [count for _, count in entries])
@@ -310,7 +310,9 @@ class HistoryBuffer:
         held = loaded._totals.count
         if count < held or bool(count) != bool(held):
             raise OptionError(f"a history's total count of {count:g} doesn't fit its entries' {held}.")
-        self._entries, self._totals = loaded._entries, _Totals(total, int(count), largest, smallest)
+        self._entries, self._totals = loaded._entries, _Totals()
+        if count:  # an older state of no entries has other extremes
+            self._totals = _Totals(total, int(count), largest, smallest)
         self._pending.clear()
 
 

@@ -68,6 +68,7 @@ class Bar:
     def start(self) -> None:
         """Begin to draw."""
         if self._shown:
+            self._runner.log.aside = self.aside
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
                 if _is_terminal(stream):
@@ -85,6 +86,7 @@ class Bar:
         with self._lock, self._drawing():
             self._live.stop()
             self._live.console.show_cursor(True)  # an interrupt may have hit another stop half-way
+        self._runner.log.aside = contextlib.nullcontext
         for name, above in self._streams.items():
             if getattr(sys, name) is above:  # else somebody has put something of their own there since
                 setattr(sys, name, above.stream)
