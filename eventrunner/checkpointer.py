@@ -253,14 +253,10 @@ class Checkpointer:
         self._word.append(asked)
         if asked.interrupted:  # and will interrupt again whoever waits for too long
             return
-        self._lanes.hurry(self._grace)
-        self._saver.hurry(self._grace)
+        self._lanes.deadline.shorten(self._grace)
 
     def _end(self) -> None:
         asked = self._word.pop()
-        if not asked.interrupted:
-            self._lanes.deadline = self._grace
-            self._saver.be_patient(self._grace)
         self._save({})
         asked.answer()
 

@@ -206,15 +206,7 @@ class Saver:
     def open(self, lanes: Lanes) -> None:
         """Save beside the training from now on, in *lanes*; while one copies, every optimizer's step is watched."""
         self.lanes = lanes
-        self._snapshots.be_patient(lanes.deadline)
-
-    def be_patient(self, seconds: float) -> None:
-        """Let a save wait at most so long for the ones before it."""
-        self._snapshots.be_patient(seconds)
-
-    def hurry(self, seconds: float) -> None:
-        """Let no save wait longer than so many seconds from now; a signal's handler may call it amid such a wait."""
-        self._snapshots.hurry(seconds)
+        self._snapshots.deadline = lanes.deadline
 
     def prepare(self, nbytes: int) -> None:
         """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""

@@ -25,6 +25,7 @@ from eventrunner.checkpoint.staging import BufferPool, StagedCheckpoint, Staging
 from eventrunner.checkpoint.tensors import is_dense, packed, stored
 from eventrunner.checkpoint.tree import Branch
 from eventrunner.errors import CheckpointError
+from eventrunner.lanes.deadline import Deadline
 
 __all__ = ["Snapshot", "Snapshotter"]
 
@@ -201,13 +202,14 @@ class Snapshotter:
         """How many seconds it did."""
         return self._pool.waited
 
-    def be_patient(self, seconds: float | None) -> None:
-        """Have :meth:`take` wait at most so long for a buffer; None for as long as it takes."""
-        self._pool.patience = seconds
+    @property
+    def deadline(self) -> Deadline:
+        """How long :meth:`take` waits for a buffer; by default for as long as it takes."""
+        return self._pool.deadline
 
-    def hurry(self, seconds: float) -> None:
-        """Have :meth:`take` wait no longer than so many seconds from now, also if it is waiting already."""
-        self._pool.until = time.perf_counter() + seconds
+    @deadline.setter
+    def deadline(self, deadline: Deadline) -> None:
+        self._pool.deadline = deadline
 
     def prepare(self, nbytes: int, pinned: bool = False) -> None:
         """Allocate a buffer, and have the system give its pages, which the first copy would wait for otherwise.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import math
 import mmap
 import threading
 import time
@@ -23,12 +22,12 @@ from eventrunner.checkpoint.layout import PAGE, Layout, Shaped, entries_of, lay_
 from eventrunner.checkpoint.manifest import TensorEntry
 from eventrunner.checkpoint.plan import Encoded, FilePlan, SavePlan
 from eventrunner.errors import LaneTimeoutError, OptionError
+from eventrunner.lanes.deadline import POLL, Deadline
 
 __all__ = ["BufferPool", "StagedCheckpoint", "StagingBuffer", "allocate", "memory_of", "stage"]
 
 _HUGE = 2 * 1024 * 1024
 _SLACK = 1024 * 1024
-_POLL = 0.2  # seconds after which a wait looks again how long it may last
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +177,14 @@ class BufferPool:
     Attributes:
         waits: How often :meth:`acquire` had to wait for a buffer.
         waited: How many seconds that took.
-        patience: How many seconds it waits at most; None for as long as it takes.
-        until: The moment of ``time.perf_counter`` after which nothing waits, not even what waits already.
+        deadline: How long it waits at most.
     """
 
     def __init__(self, size: int) -> None:
         if size < 1:
             raise OptionError(f"buffers={size} leaves no memory to copy to; it takes 1 or more.")
         self.waits, self.waited = 0, 0.0
-        self.patience: float | None = None
-        self.until = math.inf
+        self.deadline = Deadline()
         self._size = size
         self._count = 0
         self._free: list[StagingBuffer] = []
@@ -200,12 +197,12 @@ class BufferPool:
         Waits if all are in use, and for one that is being prepared.
 
         Raises:
-            LaneTimeoutError: for longer than :attr:`patience`, or beyond :attr:`until`.
+            LaneTimeoutError: for longer than the deadline allows.
         """
         with self._changed:
             if not self._available():
                 began = time.perf_counter()
-                came = self._wait(began)
+                came = self._wait()
                 self.waits, self.waited = self.waits + 1, self.waited + time.perf_counter() - began
                 if not came:
                     waited = time.perf_counter() - began
@@ -222,14 +219,13 @@ class BufferPool:
             raise
         return buffer
 
-    def _wait(self, began: float) -> bool:
+    def _wait(self) -> bool:
         """Return whether a buffer came in time, which a signal's handler may have shortened meanwhile."""
-        most = math.inf if self.patience is None else began + self.patience
+        since = time.monotonic()
         while not self._available():
-            left = min(most, self.until) - time.perf_counter()
-            if left <= 0:
+            if (left := self.deadline.left(since)) <= 0:
                 return False
-            self._changed.wait_for(self._available, min(left, _POLL))
+            self._changed.wait_for(self._available, min(left, POLL))
         return True
 
     def release(self, buffer: StagingBuffer) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eventrunner.errors import LaneError, LaneFullError, LaneTimeoutError
+from eventrunner.lanes.deadline import POLL, Deadline
 from eventrunner.lanes.task import Account, Span, Task
 
 __all__ = ["SLOW", "Job", "Lane", "Shared", "Tally", "lane_here"]
@@ -76,16 +77,14 @@ class Tally:
 class Shared:
     """What the lanes of a run share: what jobs leave behind, and the event loop's thread.
 
-    ``deadline`` is for how many seconds a lane may finish nothing before who waits for it, without a time of its own,
-    gives up; by ``hurry``, a moment of ``time.monotonic``, all of these give up.
+    By the ``deadline``, whose progress is that of a lane, who waits for one without a time of its own gives up.
     """
 
     failures: deque[BaseException]
     spans: deque[Span]
     on_failure: Callable[[], None] | None
     warn: Callable[[str, BaseException], None] | None
-    deadline: float = math.inf
-    hurry: float = math.inf
+    deadline: Deadline
     loop: threading.Thread | None = None
 
     def keep(self, error: BaseException) -> None:
@@ -259,11 +258,11 @@ class Lane:
         left = self.unfinished() or f"lane {self.name!r}"
         if timeout is None:
             waited = f"waited {time.perf_counter() - began:.1f} s {purpose}for {left}"
-            if time.monotonic() >= self.shared.hurry:
+            if time.monotonic() >= self.shared.deadline.at:
                 return LaneTimeoutError(f"{waited}, and was asked to wait no longer; find out what it hangs on.")
             return LaneTimeoutError(
-                f"{waited}, of which it finished none in {self.shared.deadline:g} s; allow a longer deadline, or find "
-                "out what it hangs on."
+                f"{waited}, of which it finished none in {self.shared.deadline.seconds:g} s; allow a longer deadline, "
+                "or find out what it hangs on."
             )
         return LaneTimeoutError(f"waited {timeout:g} s for {left}; allow more time, or find out what it hangs on.")
 
@@ -287,7 +286,7 @@ class Lane:
                 if left <= 0:
                     break
                 with contextlib.suppress(queue.Empty):
-                    gate.bell.get(timeout=min(left, SLOW))
+                    gate.bell.get(timeout=min(left, SLOW, POLL))
                 self._report()
         finally:
             self.gates.remove(gate)
@@ -309,7 +308,7 @@ class Lane:
         """For how many seconds a lane is still waited for that has finished nothing since then."""
         if lane_here.get() is not None:  # whoever waits for this job has a deadline
             return math.inf
-        return min(since + self.shared.deadline, self.shared.hurry) - time.monotonic()
+        return self.shared.deadline.left(since)
 
     def _report(self) -> None:
         """Tell who is waited for, if that has taken long, and some time has passed since it was last told."""
@@ -369,11 +368,6 @@ class Lane:
         for gate in tuple(self.gates):
             if self.closed or gate.ready():
                 gate.bell.put(None)
-
-    def rouse(self) -> None:
-        """Have who waits look again for how long; a signal's handler may call this amid anything."""
-        for gate in tuple(self.gates):
-            gate.bell.put(None)
 
     def _attempt(self, job: Job, call: Callable[[Lane, Job], None]) -> bool:
         """Call, again if need be; returns whether it failed in the end."""

@@ -23,6 +23,7 @@ from contextvars import copy_context
 from typing import Any
 
 from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
+from eventrunner.lanes.deadline import POLL, Deadline
 from eventrunner.lanes.lane import Job, Lane, Shared, Tally, lane_here
 from eventrunner.lanes.loop import serve, wait_for
 from eventrunner.lanes.task import WORKERS, Account, OnFull, Span, Task, check_choice
@@ -55,7 +56,8 @@ class Lanes:
     Args:
         backend: The event loop, ``asyncio`` or ``trio``.
         deadline: Seconds that leaving the block waits before it gives up, and raises what is lost by that; and for
-            which who waits for a lane before that bears with its finishing no job.
+            which who waits for a lane before that bears with its finishing no job. It can be changed later, by
+            :attr:`deadline`: a process that was asked to end has it ``shorten`` all waits, those under way included.
         on_failure: Called in the worker when a failure was added to :attr:`failures`.
         warn: Called in the worker with a sentence and the error for each failure that is only to be warned of. By
             default a ``RuntimeWarning``, and a single one for a task that says ``on_error="warn"``. Called by who waits
@@ -83,7 +85,8 @@ class Lanes:
         """What jobs raised and nobody was told yet, the oldest first."""
         self.spans: deque[Span] = deque(maxlen=100_000)
         """When the last jobs ran, in the order of their ends."""
-        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, deadline))
+        self.deadline = Deadline(deadline)
+        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, self.deadline))
         self._state = "new"
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
@@ -100,15 +103,6 @@ class Lanes:
             self.close()
         else:
             _note(error, self._shut(None))
-
-    @property
-    def deadline(self) -> float:
-        """Seconds that leaving the block waits, and that a lane which is waited for may finish nothing."""
-        return self._loop.shared.deadline
-
-    @deadline.setter
-    def deadline(self, seconds: float) -> None:
-        self._loop.shared.deadline = seconds
 
     @property
     def is_open(self) -> bool:
@@ -185,16 +179,6 @@ class Lanes:
                 self._lanes[name].wait(ticket, timeout, until, label)
         self.check()
 
-    def hurry(self, seconds: float) -> None:
-        """Have who waits for a lane, now or later and without a timeout of his own, give up in so many seconds.
-
-        For a process that was asked to end. A signal's handler may call it, whatever it has come amid: also amid the
-        very wait that is to end.
-        """
-        self._loop.shared.hurry = time.monotonic() + seconds
-        for lane in self._lanes.copy().values():
-            lane.rouse()
-
     def close(self, timeout: float | None = None) -> None:
         """Wait for all jobs, those that they submit meanwhile included, end the workers, and raise the first failure.
 
@@ -235,7 +219,8 @@ class Lanes:
             return []
         if lane_here.get() in self._lanes.values():
             raise LaneError("lanes can't be closed by one of their own jobs, which they would wait for.")
-        timeout = self.deadline if timeout is None else timeout
+        if timeout is None:  # what is done already is seen even if no time is left
+            timeout = min(max(self.deadline.left(), POLL), self.deadline.seconds)
         until, gives_up = _moment(timeout), True
         try:
             gives_up = not self._drain(until)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint, load_weights
-from eventrunner.errors import LaneError, LaneTimeoutError, Preempted
+from eventrunner.errors import LaneError, Preempted
 from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import Asked, preemptible
 from eventrunner.report.account import write_trace
@@ -23,9 +22,6 @@ from eventrunner.training.weights import load_model, load_what_fits, shortened
 from eventrunner.training.workers import shielded_workers
 
 __all__ = ["running"]
-
-_GLANCE = 0.2
-"""Seconds between two looks at whether a signal came while the end of a run is waited for."""
 
 
 @contextlib.contextmanager
@@ -44,30 +40,30 @@ def running(run: Run, mode: str) -> Iterator[None]:
     """
     _enter(run, mode)
     try:
-        with preemptible(functools.partial(_leave_word, run)) as asked, shielded_workers():
-            patience = _Patience(run.offloading.deadline, run.offloading.grace, asked)
-            with _lanes(run, patience):
-                try:
-                    _open(run, mode)
-                    run.call_hook("before_run")
-                    if not run.session.loaded:
-                        _load(run)
-                        run.session.loaded = True
-                    yield
-                    if mode == "train":
-                        _finish_train(run, patience)
-                    _flush(run, patience)
-                    if run.session.log_failure is not None:
-                        raise run.session.log_failure
-                    run.session.stop_reason = run.session.stop_reason or "completed"
-                except BaseException as error:
-                    leave_early = _end_early if asked.is_answer(error) else _fail
-                    leave_early(run, error, patience)
-                    raise
-                failure = _leave(run, "after_run", None) or run.session.log_failure
-                if failure is not None:
-                    raise failure
-                _flush(run, patience)
+        with preemptible(functools.partial(_leave_word, run)) as asked, shielded_workers(), _lanes(run) as lanes:
+            try:
+                _open(run, mode)
+                run.call_hook("before_run")
+                if not run.session.loaded:
+                    _load(run)
+                    run.session.loaded = True
+                yield
+                lanes.deadline.shorten(run.offloading.deadline)  # one for all of the end
+                if mode == "train":
+                    _finish_train(run)
+                run.flush()
+                if run.session.log_failure is not None:
+                    raise run.session.log_failure
+                run.session.stop_reason = run.session.stop_reason or "completed"
+            except BaseException as error:
+                lanes.deadline.shorten(run.offloading.deadline)
+                leave_early = _end_early if asked.is_answer(error) else _fail
+                leave_early(run, error, asked)
+                raise
+            failure = _leave(run, "after_run", None) or run.session.log_failure
+            if failure is not None:
+                raise failure
+            run.flush()
         asked.answer()
     except BaseException as error:
         run.session.stop_reason = _reason(error)
@@ -85,51 +81,11 @@ def _leave_word(run: Run, asked: Asked) -> None:
     if asked.interrupted:  # and will interrupt again whoever waits for too long
         return
     if run.session.lanes is not None:
-        run.session.lanes.hurry(run.offloading.grace)
-    if run.session.saver is not None:
-        run.session.saver.hurry(run.offloading.grace)
-
-
-class _Patience:
-    """How long the end of a run waits for what is offloaded: one deadline for it all, less once a signal came."""
-
-    def __init__(self, deadline: float, grace: float, asked: Asked) -> None:
-        self.deadline, self.grace, self.asked = deadline, grace, asked
-        self._until: float | None = None
-
-    def left(self) -> float:
-        """The seconds left; they are counted from the first call on."""
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + self.deadline
-        if self.asked.again:
-            self._until = now
-        elif self.asked.at is not None and not self.asked.interrupted:
-            self._until = min(self._until, self.asked.at + self.grace)
-        return max(self._until - now, 0.0)
-
-    def end(self) -> None:
-        """Wait for nothing any more."""
-        self._until = 0.0
-
-
-def _flush(run: Run, patience: _Patience) -> None:
-    """``runner.flush()``, for as long as there is patience, which a signal may shorten meanwhile.
-
-    Raises:
-        LaneTimeoutError: there is none left.
-    """
-    while True:
-        left = patience.left()
-        try:
-            return run.flush(timeout=min(left, _GLANCE))
-        except LaneTimeoutError as error:
-            if left <= _GLANCE or getattr(error, "__notes__", None):  # a note is one of where a job failed
-                raise
+        run.session.lanes.deadline.shorten(run.offloading.grace)
 
 
 @contextlib.contextmanager
-def _lanes(run: Run, patience: _Patience) -> Iterator[None]:
+def _lanes(run: Run) -> Iterator[Lanes]:
     """Open the run's lanes; however the block is left, what is in them is done first."""
     request, logger = run.session.request, run.logger  # not the run, which the lanes outlive
     lanes = Lanes(
@@ -144,11 +100,10 @@ def _lanes(run: Run, patience: _Patience) -> Iterator[None]:
             if run.session.saver is not None:
                 run.session.saver.open(lanes)
             try:
-                yield
+                yield lanes
             finally:
                 if run.session.saver is not None:
                     run.session.saver.close()
-                lanes.deadline = max(patience.left(), _GLANCE)
     finally:
         run.session.lanes = None
         if lanes.unfinished and run.session.saver is not None:
@@ -175,10 +130,10 @@ def _enter(run: Run, mode: str) -> None:
         run.train_loop.stop_training = False
 
 
-def _finish_train(run: Run, patience: _Patience) -> None:
+def _finish_train(run: Run) -> None:
     stopped = run.train_loop is not None and run.train_loop.stop_training
     run.session.stop_reason = run.session.stop_reason or ("stopped" if stopped else "completed")
-    _flush(run, patience)
+    run.flush()
     run.session.training_began = False
     failure = _leave(run, "after_train", None)
     if failure is not None:
@@ -186,18 +141,18 @@ def _finish_train(run: Run, patience: _Patience) -> None:
     run.session.tick()
 
 
-def _fail(run: Run, error: BaseException, patience: _Patience) -> None:
+def _fail(run: Run, error: BaseException, asked: Asked) -> None:
     """Leave with *error*, which nothing that fails on the way may mask."""
     run.session.stop_reason, run.session.torn = _reason(error), True
-    patience.asked.failed = True
+    asked.failed = True
     _leave(run, "on_exception", error, exception=error)
-    _drain(run, error, patience)
+    _drain(run, error, asked)
     if run.session.training_began:
         _leave(run, "after_train", error)
     _leave(run, "after_run", error)
 
 
-def _end_early(run: Run, end: BaseException, patience: _Patience) -> None:
+def _end_early(run: Run, end: BaseException, asked: Asked) -> None:
     """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
     run.session.stop_reason = _reason(end)
     if isinstance(end, Preempted):
@@ -205,18 +160,16 @@ def _end_early(run: Run, end: BaseException, patience: _Patience) -> None:
     else:
         _leave(run, "on_exception", end, exception=end)
     failure: BaseException | None = None
-    if run.session.saver is not None:
-        run.session.saver.be_patient(patience.left())
     try:
         run.session.tick()
         run.progress.advance()
         if run.session.training_began:
             failure = _leave(run, "after_train", None)
             run.session.tick()
-        _flush(run, patience)
+        run.flush()
     except BaseException as error:  # noqa: BLE001  # raised below, when everybody has been told
         failure = failure or error
-        _drain(run, failure, patience)
+        _drain(run, failure, asked)
     if run.session.rng_before_val is not None:  # train() called again validates again, with the same draws
         set_rng_state(run.session.rng_before_val)
     if failure is not None:
@@ -226,18 +179,22 @@ def _end_early(run: Run, end: BaseException, patience: _Patience) -> None:
         raise failure
 
 
-def _drain(run: Run, error: BaseException, patience: _Patience) -> None:
+def _drain(run: Run, error: BaseException, asked: Asked) -> None:
     """Let what was offloaded before the failure be done: a save that was asked for is still committed."""
+    assert run.session.lanes is not None  # they are open until the session has ended
+    deadline = run.session.lanes.deadline
+    if asked.again:
+        deadline.expire()
     while True:
         try:
-            return _flush(run, patience)
+            return run.flush()
         except LaneError as also:  # no more can be waited for
             if also is not error:
                 error.add_note(f"besides, {type(also).__name__}: {also}")
             return None
         except KeyboardInterrupt:
             error.add_note("interrupted while waiting for what was offloaded, which is given up")
-            return patience.end()
+            return deadline.expire()
         except BaseException as also:  # noqa: BLE001  # reported, and then the next one is looked for
             if also is not error:
                 _report(run, "the lanes", also)

@@ -326,7 +326,7 @@ class BusMachine(RuleBasedStateMachine):
         assert self.lanes is not None
         lanes, plugs, error = self.lanes, dict(self.plugs), KeyError("mine") if how == "by an exception" else None
         if how == "giving up":
-            lanes.deadline = 0.01
+            lanes.deadline.seconds = 0.01
         told: list[str] = []
 
         def expect() -> list[Raised]:

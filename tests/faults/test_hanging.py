@@ -229,7 +229,7 @@ def test_a_job_that_waits_for_another_lane_has_no_deadline_of_its_own(row: MakeR
         lanes.submit(Task(wait, "b"))
         waiting.wait(60)
         threading.Event().wait(0.3)
-        lanes.deadline = 60
+        lanes.deadline.seconds = 60
         go.set()
         lanes.wait("b")
         found.tried += 1
@@ -431,7 +431,7 @@ BARE = """
         try:
             {wait}
         finally:
-            lanes.deadline = 0.2
+            lanes.deadline.seconds = 0.2
 """
 
 
@@ -454,7 +454,7 @@ def test_ctrl_c_gets_out_of_a_wait_for_a_job_that_hangs(wait: str, row: MakeRow,
 def test_a_handler_of_a_signal_can_hurry_who_waits(wait: str, row: MakeRow, tmp_path: Path) -> None:
     """It has come amid that very wait; the deadline would have been ten minutes."""
     found = row("signals to who waits", "unanswered or unclear")
-    handler = "signal.signal(signal.SIGTERM, lambda *_: lanes.hurry(0.1))"
+    handler = "signal.signal(signal.SIGTERM, lambda *_: lanes.deadline.shorten(0.1))"
     code, errors = signalled(
         script(BARE.format(deadline=600, handler=handler, wait=WAITS[wait]), tmp_path), signal.SIGTERM
     )
