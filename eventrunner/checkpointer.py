@@ -1,4 +1,4 @@
-"""Checkpointer: saves beside the training, and exact resume, for a loop that somebody has written by hand.
+"""Checkpointer: saves in the background, and exact resume, for a loop that somebody has written by hand.
 
 ::
 
@@ -57,7 +57,7 @@ class Checkpointer:
         resume: True goes on from the newest checkpoint that verifies, or begins afresh where there is none; a path
             goes on from that one.
         keep: How many checkpoints are kept, the newest; -1 keeps all.
-        gradients: Whether gradients are saved too, for a save amid an accumulation.
+        gradients: Whether gradients are saved too, for a save within an accumulation.
         mode: ``"auto"``, ``"lazy"``, ``"eager"`` or ``"sync"``, as in ``CheckpointHook``.
         format: ``"safetensors"`` or ``"pth"``.
         deadline: Seconds that leaving the block waits for saves before it fails; after a signal it is *grace*.
@@ -101,7 +101,7 @@ class Checkpointer:
 
     @property
     def step(self) -> int:
-        """The batches (or what :meth:`save` was told) completed."""
+        """The batches (or what :meth:`save` was given) completed."""
         return self._source.step
 
     @property
@@ -251,7 +251,7 @@ class Checkpointer:
     def _leave_word(self, asked: Asked) -> None:
         """In a signal's handler: a job that hangs mustn't bar the way to the next batch or save."""
         self._word.append(asked)
-        if asked.interrupted:  # and will interrupt again whoever waits for too long
+        if asked.interrupted:  # and whoever waits for too long interrupts again
             return
         self._lanes.deadline.shorten(self._grace)
 
@@ -261,7 +261,7 @@ class Checkpointer:
         asked.answer()
 
     def _found(self) -> Found:
-        """The checkpoint to resume from, read."""
+        """Return the checkpoint to resume from, read."""
         if self.resume is not True:
             path = Path(self.resume) if self.resume else None
             return Found(path, (), None if path is None else load_checkpoint(path))

@@ -23,22 +23,22 @@ def _has_group() -> bool:
 
 
 def rank() -> int:
-    """This process's number, from 0; 0 without a process group."""
+    """Return this process's number, from 0; 0 without a process group."""
     return torch_dist.get_rank() if _has_group() else 0
 
 
 def world_size() -> int:
-    """The number of processes; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return torch_dist.get_world_size() if _has_group() else 1
 
 
 def is_distributed() -> bool:
-    """Whether there is more than one process."""
+    """Return whether there is more than one process."""
     return world_size() > 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which speaks and writes for all."""
+    """Return whether this is rank 0, which speaks and writes for all."""
     return rank() == 0
 
 
@@ -72,7 +72,7 @@ def all_reduce_mean_(tensors: list[Tensor]) -> None:
 
 
 def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """The object that rank ``src`` gave, on every rank; it must pickle. All ranks must call it."""
+    """Return the object that rank ``src`` gave, on every rank; it must pickle. All ranks must call it."""
     if not is_distributed():
         return obj
     box = [obj]
@@ -81,7 +81,7 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
 
 
 def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Groups of one device and dtype, in the order of first appearance, which is the same on all ranks."""
+    """Yield groups of one device and dtype, in the order of first appearance, which is the same on all ranks."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)

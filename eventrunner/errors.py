@@ -168,5 +168,5 @@ def did_you_mean(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def listed(names: Iterable[str], empty: str = "nothing") -> str:
-    """The names, separated by commas, for the end of a sentence."""
+    """Return the names, separated by commas, for the end of a sentence."""
     return ", ".join(names) or empty

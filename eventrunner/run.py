@@ -222,7 +222,7 @@ class Run(Protocol):
         """Have checkpoint *name* deleted once what was saved before is committed and nobody may be reading it."""
 
     def get_hooks_info(self) -> str:
-        """The receivers of this run by site, in the order in which they run."""
+        """Return the receivers of this run by site, in the order in which they run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Runner:
-    """Trains, validates and tests a model, and passes a site at every step of the way.
+    """Train, validate and test a model, and emit a site at every step of the way.
 
     Everything is an object that the caller made; dicts are taken where they name hooks or hold plain settings.
 
@@ -97,11 +97,11 @@ class Runner:
         randomness: ``dict(seed=…, deterministic=…, diff_rank_seed=…)``. Without a seed one is drawn and logged. It is
             set when the Runner is made, so seed a model's initial weights before making it.
         device: Where to train; by default the accelerator, if there is one.
-        offload: ``dict(backend=…, deadline=…, grace=…)`` for receivers that run beside the training: the event loop of
+        offload: ``dict(backend=…, deadline=…, grace=…)`` for receivers that run in the background: the event loop of
             ``async def`` ones, ``"asyncio"`` or ``"trio"``; the seconds (600) that the end of a run waits for what is
             offloaded before it fails; and those (30) that it waits after a signal.
         compile: What ``torch.compile`` takes: True, a mode, or a dict of options.
-        bus: Whose sites are passed; by default the one that ``eventrunner.on`` connects to.
+        bus: Whose sites are emitted; by default the one that ``eventrunner.on`` connects to.
         experiment_name: For logs and trackers; by default the script's name and the time.
         cfg: Anything; hooks find it as ``runner.cfg``.
         log_level: The least level of lines on stdout.
@@ -315,7 +315,7 @@ class Runner:
     # Receivers
 
     def on(self, site: str, **options: Any) -> Callable[[F], F]:
-        """Decorate a function to be called when this run passes *site*; options as in ``Site.connect``."""
+        """Decorate a function to be called when this run emits *site*; options as in ``Site.connect``."""
         return self.bus.on(site, sender=self, depth=2, **options)
 
     def watch(self, pattern: str = "*", backward: bool = False) -> ModuleWatch:
@@ -353,11 +353,11 @@ class Runner:
         self.roster.begin()
 
     def get_hooks_info(self) -> str:
-        """The receivers of this run by site, in the order in which they run."""
+        """Return the receivers of this run by site, in the order in which they run."""
         return str(self.bus.describe(self))
 
     def call_hook(self, name: str, **payload: Any) -> None:
-        """Pass the site called *name*, a custom one too.
+        """Emit the site called *name*, a custom one too.
 
         Raises:
             UnknownSiteError: nobody declared it and no hook implements it.
@@ -424,7 +424,7 @@ class Runner:
     # In the background
 
     def offload_view(self) -> RunView:
-        """What an offloaded receiver gets in place of the run."""
+        """Return what an offloaded receiver gets in place of the run."""
         return RunView.of(self)
 
     def wait_for_copies(self) -> None:
@@ -444,7 +444,7 @@ class Runner:
         self.session.flush(lane, timeout)
 
     def account(self) -> RunAccount:
-        """What each receiver and the saves have cost, in the session under way or the last; ``print()`` it."""
+        """Return what each receiver and the saves have cost, in the session under way or the last; ``print()`` it."""
         return account_of(self)
 
     def trace(self, path: PathLike) -> None:

@@ -1,7 +1,7 @@
 """Saver: a run's saves, from the copy that training waits for to the commit that it doesn't.
 
 A save has two halves. The snapshot copies the state: in mode ``eager`` before :meth:`Saver.save` returns, in ``lazy``
-beside the next forward and backward, and then no weight may change before it is done. The other half, writing and
+during the next forward and backward, and then no weight may change before it is done. The other half, writing and
 committing, runs in a lane, one save after another; at most one is written while the next is copied.
 """
 
@@ -131,7 +131,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def stepped_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
-    """The tensors that only a step of these optimizers changes: what they update, and their own state.
+    """Yield the tensors that only a step of these optimizers changes: what they update, and their own state.
 
     An ``Embedding`` with ``max_norm`` writes to its weights in each forward, so these aren't among them.
     """
@@ -204,12 +204,12 @@ class Saver:
         self._copy_task = Task(_call, COPY_LANE, name="snapshot", site="save", native=True)
 
     def open(self, lanes: Lanes) -> None:
-        """Save beside the training from now on, in *lanes*; while one copies, every optimizer's step is watched."""
+        """Save in the background from now on, in *lanes*; while one copies, every optimizer's step is watched."""
         self.lanes = lanes
         self._snapshots.deadline = lanes.deadline
 
     def prepare(self, nbytes: int) -> None:
-        """Get memory for a state of so many bytes ready, beside the training; else the first save waits for it."""
+        """Get memory for a state of so many bytes ready, in the background; else the first save waits for it."""
         if self.lanes is not None and self.mode != "sync":
             self.lanes.submit(self._copy_task, (functools.partial(self._snapshots.prepare, nbytes),))
 
@@ -428,7 +428,7 @@ def _committed(
     parameters: Callable[[], Collection[str]],
     tree: object,
 ) -> Path:
-    # The tree is let go here: to free its hundreds of tensors took the training as long as to make them.
+    # The tree is released here: to free its hundreds of tensors took the training as long as to make them.
     try:
         image = snapshot.image()
         snapshot.check()
@@ -454,5 +454,5 @@ def _call(action: Callable[[], None]) -> None:
 
 
 def _tickets(lanes: Lanes, after: Iterable[str], label: str = OTHER_LANE) -> list[Callable[[], None]]:
-    """What waits until the jobs that are in these lanes now are done; the time is accounted under *label*."""
+    """Return what waits until the jobs that are in these lanes now are done; the time is accounted under *label*."""
     return [functools.partial(lanes.wait, lane, lanes.mark(lane), label=label) for lane in after]

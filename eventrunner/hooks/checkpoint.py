@@ -82,13 +82,13 @@ class CheckpointHook(Hook):
     """Save the run by epochs or iterations, keep the newest, mark the best, publish at the end.
 
     A save is decided at this hook's turn and made when all receivers of the site have run, so that it holds all of
-    their states. It is written and committed beside the training; a failure is raised at the next iteration. An older
+    their states. It is written and committed in the background; a failure is raised at the next iteration. An older
     checkpoint is deleted only when its successor is durable. The best checkpoint is a twin of the save already made at
     that step (hard links: no second write), or a save of its own, and can be resumed from.
 
-    ``runner.message_hub`` is told, when a save is committed, ``last_ckpt``, ``best_ckpt`` and ``best_score``
+    ``runner.message_hub`` has, when a save is committed, ``last_ckpt``, ``best_ckpt`` and ``best_score``
     (``best_ckpt_<metric>`` … where there are several), and in ``saves`` how many were requested, committed and failed,
-    their bytes, the seconds that their writing took, and those that the training was held up for them.
+    their bytes, the seconds that their writing took, and those that the training was blocked for them.
 
     A run may have several, as one that saves often and keeps the newest, and one that keeps what it saves. They save to
     one folder in one way, each deletes its own alone, and what two save under one name is one save. One of them marks
@@ -104,7 +104,7 @@ class CheckpointHook(Hook):
         max_keep_ckpts: How many regular checkpoints are kept, the newest; -1 keeps all. The best is not counted.
         save_last: Whether the state at the end of training is saved, planned or early, whatever the interval.
         save_best: A metric's name, several, or ``'auto'`` for the validation's first.
-        rule: ``'greater'`` or ``'less'``, or a list of one for each key; by default told from the key's words.
+        rule: ``'greater'`` or ``'less'``, or a list of one for each key; by default inferred from the key's words.
         greater_keys: Further keys of which more is better.
         less_keys: Further keys of which less is better.
         filename_tmpl: The folder's name with one ``{}``; by default ``epoch_{}`` or ``iter_{}``.
@@ -171,7 +171,7 @@ class CheckpointHook(Hook):
         self.due: str | None = None  # the name under which a regular save is about to be made
         self._asked: dict[str, _Asked] = {}  # by name
         self._told: dict[str, tuple[float, str]] = {}  # the bests that are committed
-        self.resumed: tuple[Any, ...] | None = None  # what the hook was told by of which the resumed run had the state
+        self.resumed: tuple[Any, ...] | None = None  # the kind of hook whose state the resumed run had
         self._derived: dict[str, Any] = {}  # options that weren't given, and what they are in this run
         self._prepared = self.warned = False
         self._planned: int | None = None  # iterations
@@ -297,7 +297,7 @@ class CheckpointHook(Hook):
         runner.defer(functools.partial(self._delete, runner, asked.doomed), mutates=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept and what was best."""
+        """Return what is kept and what was best."""
         return {**self.kept.state_dict(), "best": self.best.state_dict(), "saves": _kind(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,7 +307,7 @@ class CheckpointHook(Hook):
         self.resumed = tuple(state["saves"]) if "saves" in state else None
 
     def _is_first(self, runner: Run) -> bool:
-        """Whether it does what is to be done once for all of the run's hooks of this kind."""
+        """Return whether it does what is to be done once for all of the run's hooks of this kind."""
         return next(iter(_hooks_of(runner)), self) is self
 
     def _save_due(self, runner: Run) -> None:
@@ -373,7 +373,7 @@ class CheckpointHook(Hook):
             raise
 
     def _save_twin(self, runner: Run, name: str, source: str | None, asked: _Asked, meta: dict[str, Any]) -> None:
-        """A twin of the save that has been made at this step, or a save where there is none, or no more."""
+        """Make a twin of the save that has been made at this step, or a save where there is none, or no more."""
         saver = runner.session.saver
         if source is not None and saver is not None:
             with contextlib.suppress(CheckpointNotFoundError):
@@ -449,7 +449,7 @@ def _hooks_of(runner: Run) -> list[CheckpointHook]:
 
 
 def _is_asked(runner: Run) -> bool:
-    """Whether the run is to end by a signal or as its log fails, so that it is to be saved whatever the options are."""
+    """Return whether a signal or a log that fails ends the run, so that it is to be saved whatever the options are."""
     return runner.stop_reason in ("preempted", "interrupted") or runner.session.log_failure is not None
 
 
@@ -468,17 +468,17 @@ def _name(hook: CheckpointHook, default: str, number: int) -> str:
 
 
 def _kind(hook: CheckpointHook) -> tuple[Any, ...]:
-    """What tells it from the other hooks of the run."""
+    """Return what tells it from the other hooks of the run."""
     return hook.filename_tmpl, hook.by_epoch, hook.interval
 
 
 def _is_saved(hook: CheckpointHook, runner: Run) -> bool:
-    """Whether the newest regular save is of the present state."""
+    """Return whether the newest regular save is of the present state."""
     return hook.kept.is_at(runner.progress.step, _stepped_late(runner))
 
 
 def _lacks_last(hook: CheckpointHook, runner: Run) -> bool:
-    """Whether the state at the end is still to be saved, by its own option or because the run was asked to end."""
+    """Return whether the state at the end is still to be saved, by its own option or as the run was asked to end."""
     hooks = [hook] if hook.save_last else _hooks_of(runner) if _is_asked(runner) else []
     return bool(hooks and runner.progress.step) and not any(_is_saved(each, runner) for each in hooks)
 
@@ -540,10 +540,10 @@ def _check_beside(hook: CheckpointHook, other: CheckpointHook, by_epoch: bool) -
 
 
 def _names_made(hook: CheckpointHook, by_epoch: bool) -> set[tuple[str, bool]]:
-    """The templates of its names, each with whether it counts epochs; *by_epoch* is the training's own unit."""
+    """Return the templates of its names, each with whether it counts epochs; *by_epoch* is the training's own unit."""
     unit = by_epoch if hook.by_epoch is None else hook.by_epoch
     own = hook.filename_tmpl or ("epoch_{}" if unit else "iter_{}")
-    return {(own, unit), *([("iter_{}", False)] if unit else [])}  # the latter where it ends amid an epoch
+    return {(own, unit), *([("iter_{}", False)] if unit else [])}  # the latter where it ends within an epoch
 
 
 def _check_way(hook: CheckpointHook) -> None:
@@ -591,7 +591,7 @@ def _check_published(hook: CheckpointHook) -> None:
 
 
 def _is_template(value: object) -> bool:
-    """Whether it makes one plain name of each number."""
+    """Return whether it makes one plain name of each number."""
     if not isinstance(value, str) or value.count("{}") != 1:
         return False
     rest = value.replace("{}", "")

@@ -53,7 +53,7 @@ class BestScores:
         return self._rules[key] or infer_rule(key, None, self.greater_keys, self.less_keys)
 
     def improvements(self, metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-        """The watched metrics that beat their best, each with its score; :attr:`best` is the caller's to change.
+        """Return the watched metrics that beat their best, each with its score; :attr:`best` is the caller's to change.
 
         Raises:
             OptionError: a watched metric isn't there.
@@ -74,11 +74,11 @@ class BestScores:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The keys and what was best."""
+        """Return the keys and what was best."""
         return {"keys": list(self.keys), "best": dict(self.best)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on comparing; what ``'auto'`` became stays what it is, and what isn't watched any more is let go."""
+        """Go on comparing; what ``'auto'`` became stays what it is, and what isn't watched any more is dropped."""
         if self.keys == ["auto"] and state["keys"] not in ([], ["auto"]):
             self._resolve(state["keys"][0])
         watched = {metric_name(key, state["best"]) for key in self.keys}
@@ -109,12 +109,12 @@ class BestScores:
 
 
 def best_name(metric: str, where: str) -> str:
-    """The name of the checkpoint that is the best by *metric*, of the state that would else be saved as *where*."""
+    """Return the name of the best checkpoint by *metric*, of the state that would else be saved as *where*."""
     return f"best_{_in_names(metric)}_{where}"
 
 
 def _in_names(key: str) -> str:
-    """A metric's name as a part of a folder's: a long one's beginning, with a digest that tells it from others."""
+    """Return a metric's name as a part of a folder's: of a long one the beginning, and a digest."""
     name = "".join(sign if sign.isprintable() and sign not in "/\\" else "_" for sign in key.removeprefix("val/"))
     encoded = name.encode()
     if len(encoded) <= _MOST_BYTES:
@@ -124,7 +124,7 @@ def _in_names(key: str) -> str:
 
 
 def name_list(option: str, given: str | Sequence[str] | None) -> list[str]:
-    """An option that takes a name, a list of names or None, as a list.
+    """Return an option that takes a name, a list of names or None, as a list.
 
     Raises:
         OptionError: it is something else.

@@ -28,11 +28,11 @@ __all__ = ["running"]
 def running(run: Run, mode: str) -> Iterator[None]:
     """Emit ``before_run``, load what is to be loaded, and leave through ``after_train`` and ``after_run``.
 
-    On an exception, KeyboardInterrupt included, ``on_exception`` is passed first. A signal that asks the run to end is
+    On an exception, KeyboardInterrupt included, ``on_exception`` is emitted first. A signal that asks the run to end is
     no exception to it: it is left as after a stop, and ``Preempted`` is raised at the end. So it is at the first
-    Ctrl-C, but that ``on_exception`` is passed too, and KeyboardInterrupt is raised. At the leaving sites every
+    Ctrl-C, but that ``on_exception`` is emitted too, and KeyboardInterrupt is raised. At the leaving sites every
     receiver is called even where one of them fails, and the first exception is what propagates; later ones are logged
-    and passed to ``on_receiver_error``. What was offloaded is done before the run is left, for whatever reason.
+    and reported by ``on_receiver_error``. What was offloaded is done before the run is left, for whatever reason.
 
     Raises:
         OptionError: another session of the runner is under way.
@@ -78,7 +78,7 @@ def running(run: Run, mode: str) -> Iterator[None]:
 def _leave_word(run: Run, asked: Asked) -> None:
     """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
     run.session.request(asked.answer)
-    if asked.interrupted:  # and will interrupt again whoever waits for too long
+    if asked.interrupted:  # and whoever waits for too long interrupts again
         return
     if run.session.lanes is not None:
         run.session.lanes.deadline.shorten(run.offloading.grace)
@@ -167,7 +167,7 @@ def _end_early(run: Run, end: BaseException, asked: Asked) -> None:
             failure = _leave(run, "after_train", None)
             run.session.tick()
         run.flush()
-    except BaseException as error:  # noqa: BLE001  # raised below, when everybody has been told
+    except BaseException as error:  # noqa: BLE001  # raised below, when all receivers were called
         failure = failure or error
         _drain(run, failure, asked)
     if run.session.rng_before_val is not None:  # train() called again validates again, with the same draws
@@ -201,7 +201,7 @@ def _drain(run: Run, error: BaseException, asked: Asked) -> None:
 
 
 def _leave(run: Run, site: str, failure: BaseException | None, **payload: Any) -> BaseException | None:
-    """Pass *site*, every receiver of it; returns the first failure there was, *failure* if there was one before."""
+    """Emit *site* to every receiver; return the first failure there was, *failure* if there was one before."""
     for error in run.bus.find(site, site).emit_all(run, **payload):
         if failure is None:
             failure = error
@@ -215,7 +215,7 @@ def _report(run: Run, site: str, error: BaseException) -> None:
     further = run.bus.on_receiver_error.emit_all(run, site=site, error=error)
     with contextlib.suppress(OSError):  # the disk that is full may be what the run failed of
         for each in (error, *further):
-            each.__suppress_context__ = True  # the first failure is shown by whoever catches it
+            each.__suppress_context__ = True  # the first failure is shown where it is caught
             run.logger.error("receiver failed too", reason=f"{site}: {each!r}", exc_info=each)
 
 
@@ -285,7 +285,7 @@ def _load_weights(run: Run, weights: Mapping[str, Any]) -> None:
 
 
 def _found(run: Run) -> Found:
-    """The checkpoint to resume from, read."""
+    """Return the checkpoint to resume from, read."""
     if run.resume is not True:
         path = Path(run.resume) if run.resume else None
         return Found(path, (), None if path is None else load_checkpoint(path))

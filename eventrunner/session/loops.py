@@ -34,7 +34,7 @@ class TrainLoop:
     """What training by epochs and by iterations share: one iteration, the nested validations, and the stop.
 
     By iterations the data is passed over as often as that takes, and to receivers the whole training is one epoch:
-    ``before_train_epoch`` and ``after_train_epoch`` are passed once, and ``batch_idx`` is the iteration.
+    ``before_train_epoch`` and ``after_train_epoch`` are emitted once, and ``batch_idx`` is the iteration.
 
     Args:
         runner: Whose model, optimizer and sites.
@@ -112,7 +112,7 @@ class TrainLoop:
         self.position.load_state_dict(state["data"])
 
     def begin(self) -> None:
-        """Bind the step to the model as it is now, let the optimizer pass its sites, and pass ``before_train``.
+        """Bind the step to the model as it is now, let the optimizer emit its sites, and emit ``before_train``.
 
         After a failure, what was complete when it came counts: the training goes on behind it.
         """
@@ -148,7 +148,7 @@ class TrainLoop:
                 wrapper.inner_count = self.progress.iter
 
     def end(self) -> None:
-        """Let go of the optimizer: what the caller does with it later passes no site and adds to no group."""
+        """Release the optimizer: what the caller does with it later emits no site and adds to no group."""
         self.running = False
         optim = self.runner.optim_wrapper
         optim.before_step = optim.after_step = None
@@ -168,8 +168,8 @@ class TrainLoop:
         length = batch_count(self.dataloader)
         if length is None:
             return None
-        passed, progress = self.position.consumed, self.progress
-        return progress.iter - passed + length * (self._maximum - progress.epoch)
+        progress = self.progress
+        return progress.iter - self.position.consumed + length * (self._maximum - progress.epoch)
 
     def _batches_left(self) -> int | None:
         return None if self._end is None else self._end - self.progress.step
@@ -241,7 +241,7 @@ class TrainLoop:
     def _begin_epoch(self) -> bool:
         """Pass ``before_train_epoch``; False where the training was stopped before its first iteration.
 
-        An epoch that is gone on with passes it again. What receivers draw there at random was drawn when the epoch
+        An epoch that is gone on with emits it again. What receivers draw there at random was drawn when the epoch
         began, so the generators are put back.
         """
         runner = self.runner
@@ -267,7 +267,7 @@ class TrainLoop:
         progress.epoch_done = 0
 
     def _batches(self, dataloader: Any) -> Iterator[tuple[int, Any]]:
-        """One pass over the data, or what is left of it; says first what of going on in it can't be exact."""
+        """Return one pass over the data, or what is left of it; warn first of what in it can't be exact."""
         caveat = self.position.caveat(dataloader)
         if caveat is not None:
             self.runner.logger.warning("resume", reason=caveat)
@@ -347,7 +347,7 @@ class IterBasedTrainLoop(TrainLoop):
             self._end_epoch()
 
     def _run_pass(self, dataloader: Any) -> bool:
-        """Train on one pass over the data, or what is left of it; False where the training ended amid it."""
+        """Train on one pass over the data, or what is left of it; False where the training ended within it."""
         progress, validates = self.progress, self.runner.val_loop is not None
         self.position.announce(dataloader)
         for _, data_batch in self._batches(dataloader):

@@ -65,7 +65,7 @@ def changed_counts(run: Run, checkpoint: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trained_weights(run: Run, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights to train on with: beside those of a hook that is gone, where it had put an average in their place."""
+    """Return the weights to train on with, also where a hook that is gone had put an average in their place."""
     weights, average = checkpoint["state_dict"], checkpoint.get("ema_state_dict", {})
     gone = checkpoint["hooks"].keys() - dict(stateful_hooks(run)).keys()
     trained: dict[str, Any] = copy.copy(weights)  # with the versions that a module's state_dict has

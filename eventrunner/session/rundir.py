@@ -52,14 +52,14 @@ def absolute(path: T) -> T | Path:
 
 
 def script_name() -> str:
-    """The name of the running script or package, or ``session`` where there is none (a prompt, a notebook)."""
+    """Return the name of the running script or package, or ``session`` where there is none (a prompt, a notebook)."""
     path = Path(sys.argv[0] if sys.argv else "")
     name = path.parent.name if path.stem == "__main__" else path.stem
     return name if name and not name.startswith("-") and name != "ipykernel_launcher" else "session"
 
 
 def choose_folder(work_dir: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
-    """The folder that a run is to use, or None where a new numbered one is to be made.
+    """Return the folder that a run is to use, or None where a new numbered one is to be made.
 
     An explicit folder is taken as it is. Without one, ``resume=PATH`` goes on in the run that the checkpoint belongs
     to, and ``resume=True`` in the newest of this script's runs, if there is one.
@@ -97,7 +97,7 @@ def check_sources(resume: bool | str | os.PathLike[str], load_from: str | os.Pat
 
 
 def known_seed(folder: Path | None) -> int | None:
-    """The seed of the run in *folder*, if there is one."""
+    """Return the seed of the run in *folder*, if there is one."""
     seed = ((read_run(folder) if folder else None) or {}).get("seed")
     return seed if isinstance(seed, int) else None
 
@@ -123,7 +123,7 @@ def check_free(folder: Path, resume: bool | str | os.PathLike[str]) -> None:
 
 
 def claim(folder: Path | None) -> Path:
-    """Make *folder*, or a new one named by the next free number, with a ``latest`` link beside it."""
+    """Make *folder*, or a new one named by the next free number, and a ``latest`` link next to it."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -142,7 +142,7 @@ def claim(folder: Path | None) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The contents of ``run.json``, or None where there is none; one that can't be read counts as a run."""
+    """Return the contents of ``run.json``, or None where there is none; one that can't be read counts as a run."""
     try:
         run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def write_run(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to run it again: the command, the versions, the revision."""
+    """Return what a reader needs to run it again: the command, the versions, the revision."""
     return {
         "argv": list(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """The revision of the working directory and whether it has changes; None outside a repository or without git."""
+    """Return the working directory's revision and whether it has changes; None outside a repository or without git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(_STATUS, capture_output=True, timeout=5, check=True)
         lines = (
@@ -190,7 +190,7 @@ def _numbers(home: Path) -> list[int]:
 
 
 def _newest(home: Path) -> Path | None:
-    """The newest run with a checkpoint in it, for one that only tested, or died early, is nothing to go on from.
+    """Return the newest run with a checkpoint in it, for one that only tested, or died early, is nothing to go on from.
 
     Where none has one, the run that ``latest`` points to, or else the one with the highest number.
     """
@@ -212,7 +212,7 @@ def _link_latest(home: Path, target: str) -> None:
 
 
 def resumes_in(work_dir: Path) -> list[dict[str, Any]]:
-    """What run.json, which anybody may have edited, says of earlier resumes, as far as it can be understood."""
+    """Return what run.json, which anybody may have edited, says of earlier resumes, as far as it can be understood."""
     said = (read_run(work_dir) or {}).get("resumes")
     entries = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
     kinds = {"step": int, "newest": str}

@@ -27,7 +27,7 @@ _COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
 class RunSource:
     """A run, as what a ``Saver`` saves: ``before_save_checkpoint`` may change the state that was gathered.
 
-    ``runner.message_hub`` is told in ``saves`` how many were requested, committed and failed, their bytes, the seconds
+    ``runner.message_hub`` has in ``saves`` how many were requested, committed and failed, their bytes, the seconds
     that their writing took, and those that the training was blocked for them.
     """
 
@@ -110,13 +110,13 @@ def save_now(
 
 
 def readers(run: Run) -> list[str]:
-    """Return the lanes of whoever may be reading a committed checkpoint (uploads, for one)."""
+    """Return the lanes of receivers that may be reading a committed checkpoint (uploads, for one)."""
     connections = run.bus.after_commit_checkpoint.connections_for(run)
     return [connection.task.lane for connection in connections if connection.task is not None]
 
 
 def gather(run: Run, save_optimizer: bool = True, save_param_scheduler: bool = True) -> dict[str, Any]:
-    """The run's state as one nested dict, with MMEngine's top-level names; its tensors are the live ones."""
+    """Return the run's state as one nested dict, with MMEngine's top-level names; its tensors are the live ones."""
     progress, loop = run.progress, run.train_loop
     checkpoint: dict[str, Any] = {
         "meta": {
@@ -163,7 +163,7 @@ def _hub_state(run: Run) -> dict[str, Any]:
 
 
 def stateful_hooks(run: Run) -> Iterator[tuple[str, Stateful]]:
-    """The run's hooks that have a state, each under its class's name; a second of a class as ``Name#2``."""
+    """Yield the run's hooks that have a state, each under its class's name; a second of a class as ``Name#2``."""
     seen: dict[str, int] = {}
     for hook in run.hooks:
         if isinstance(hook, Stateful):
@@ -173,12 +173,12 @@ def stateful_hooks(run: Run) -> Iterator[tuple[str, Stateful]]:
 
 
 def _gradients(run: Run) -> dict[str, torch.Tensor]:
-    """The gradients of an accumulation that is under way; empty right after a step, which clears them."""
+    """Return the gradients of an accumulation that is under way; empty right after a step, which clears them."""
     return {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
 
 
 def kinds_of(run: Run) -> dict[str, list[str]]:
-    """The classes of what has a state without saying whose it is: torch would load it into any other."""
+    """Return the classes of what has a state without saying whose it is: torch would load it into any other."""
     return {
         "optimizers": [type(wrapper.optimizer).__name__ for _, wrapper in run.optim_wrappers],
         "schedulers": [type(schedule.scheduler).__name__ for schedule in all_schedules(run.param_schedulers)],

@@ -44,7 +44,7 @@ class Session:
         mode: ``train``, ``val`` or ``test`` while it is under way, else None.
         stop_reason: Why it has ended, or is to end.
         stop_where: Where that was asked for: a line of code, or a signal.
-        torn: Whether an exception has ended it amid something, so that its state isn't to be saved.
+        torn: Whether an exception has interrupted something, so that its state isn't to be saved.
         log_failure: What a log's file has failed of.
         training_began: Whether ``before_train`` was emitted, and ``after_train`` wasn't yet.
         requested: What was asked for and not done yet, in order.

@@ -209,7 +209,7 @@ def parse_evaluation(
 def _check_evaluation(
     mode: str, model: nn.Module, dataloader: Any, metrics: Any, step: Step | None
 ) -> Evaluator | None:
-    """The evaluator of a validation or test whose parts are all there; None where there is none of them.
+    """Return the evaluator of a validation or test whose parts are all there; None where there is none of them.
 
     Raises:
         OptionError: a part is missing, or can't be.
@@ -233,7 +233,7 @@ def _check_evaluation(
 
 
 def check_model(model: Any) -> nn.Module:
-    """The model itself.
+    """Return the model itself.
 
     Raises:
         OptionError: it isn't a module.
@@ -278,7 +278,7 @@ def _left_out(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> 
 
 
 def compile_options(given: Any) -> dict[str, Any] | None:
-    """What ``compile=`` asks ``torch.compile`` for; None where nothing is to be compiled.
+    """Return what ``compile=`` asks ``torch.compile`` for; None where nothing is to be compiled.
 
     Raises:
         OptionError: it is no flag, mode or dict of options.
@@ -296,7 +296,7 @@ def compile_options(given: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Offloading:
-    """``offload``: how what runs beside the training is run, and how long is waited for it, in seconds."""
+    """``offload``: how background work is run, and how long is waited for it, in seconds."""
 
     backend: str = "asyncio"
     deadline: float = 600.0
@@ -321,7 +321,7 @@ class Offloading:
 
 
 def _is_whole(given: Mapping[str, Any]) -> bool:
-    """Whether the parts of a training are all there; False where none is."""
+    """Return whether the parts of a training are all there; False where none is."""
     stepped = given["optimizer"] if given["optim_wrapper"] is None else given["optim_wrapper"]
     parts = {"train_dataloader": given["train_dataloader"], "train_cfg": given["train_cfg"], "optimizer": stepped}
     missing = [name for name, part in parts.items() if part is None]
@@ -332,7 +332,7 @@ def _is_whole(given: Mapping[str, Any]) -> bool:
 
 
 def _check_train_step(function: Step | None, model: nn.Module, several: bool) -> bool:
-    """Whether the step, which is refused if it can't be one, takes the optimizer and updates the weights itself."""
+    """Return whether the step takes the optimizer and updates the weights itself; refuse one that can't be."""
     step = getattr(model, "train_step", None) if function is None else function
     if not callable(step):
         raise OptionError(
