@@ -28,7 +28,7 @@ from torch import nn
 
 import eventrunner.checkpoint
 from eventrunner.checkpoint.load import load_checkpoint, load_weights
-from eventrunner.checkpoint.manifest import MANIFEST_NAME, Manifest, Piece, read_manifest, write_manifest
+from eventrunner.checkpoint.manifest import MANIFEST_NAME, Chunk, Manifest, read_manifest, write_manifest
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import find_newest, verify_checkpoint
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
@@ -164,7 +164,7 @@ class TestSave:
         assert manifest.files["state.json"].size == len(data)
         assert manifest.files["state.json"].digest == xxhash.xxh3_128_hexdigest(data)
         assert (weight.dtype, weight.shape) == ("float32", (4, 3))
-        assert weight.pieces == (Piece("model.safetensors", (0, 0), (4, 3)),)
+        assert weight.chunks == (Chunk("model.safetensors", (0, 0), (4, 3)),)
         assert manifest.versions["torch"] == torch.__version__
         assert sorted(manifest.versions) == ["eventrunner", "python", "torch"]
         assert datetime.datetime.fromisoformat(manifest.created).utcoffset() == datetime.timedelta(0)
@@ -711,8 +711,8 @@ class TestHostile:
             (says(tensors={}), "'tensors' is {}, not of type list."),
             (lambda body: body["tensors"][0].update(shape=[-1]), "'shape' is -1, less than 0."),
             (piece_says(file="x"), "a tensor lies in 'x', which it doesn't list."),
-            (piece_says(offsets=[]), "a piece of shape [4, 3] is no part of a tensor of shape [4, 3]."),
-            (piece_says(offsets=[1, 0]), "a piece of shape [4, 3] reaches out of a tensor of shape [4, 3]."),
+            (piece_says(offsets=[]), "a chunk of shape [4, 3] is no part of a tensor of shape [4, 3]."),
+            (piece_says(offsets=[1, 0]), "a chunk of shape [4, 3] reaches out of a tensor of shape [4, 3]."),
         ],
     )
     def test_a_manifest_that_was_never_written_is_refused(self, saved: Path, change: Any, problem: str) -> None:

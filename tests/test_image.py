@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
 from eventrunner.checkpoint.layout import DTYPES, PAGE, Spec, entries_of, lay_out
-from eventrunner.checkpoint.manifest import Piece, TensorEntry
+from eventrunner.checkpoint.manifest import Chunk, TensorEntry
 from eventrunner.checkpoint.plan import Encoded, encode
 from eventrunner.checkpoint.staging import allocate, memory_of, stage
 
@@ -75,8 +75,8 @@ class TestImages:
         entries = entries_of(encode({"x": torch.ones(2, 3), "z": torch.ones(1, dtype=torch.complex128)}).tensors)
 
         assert entries == (
-            TensorEntry("x", "float32", (2, 3), (Piece("state.safetensors", (0, 0), (2, 3)),)),
-            TensorEntry("z", "uint8", (16,), (Piece("state.safetensors", (0,), (16,)),)),
+            TensorEntry("x", "float32", (2, 3), (Chunk("state.safetensors", (0, 0), (2, 3)),)),
+            TensorEntry("z", "uint8", (16,), (Chunk("state.safetensors", (0,), (16,)),)),
         )
         assert stage(encode(TREE)).tensors == entries_of(encode(TREE).tensors)
 

@@ -41,6 +41,7 @@ from eventrunner.checkpoint.tree import (
     Placeholder,
     Sparse,
     Trail,
+    interned,
     kind_name,
     path_of,
     refusal,
@@ -157,7 +158,7 @@ def _copy_dict(branch: Branch, value: dict[Any, Any], trail: Trail) -> Any:
 
 
 def _copy_dict_of_dicts(branch: Branch, value: dict[Any, dict[Any, Any]], trail: Trail) -> Any:
-    inner = tuple(map(tuple, value.values()))
+    inner = tuple(interned(map(tuple, value.values())))
     if all(type(key) is str for key in itertools.chain.from_iterable(set(inner))):
         found = list(itertools.chain.from_iterable(map(dict.values, value.values())))
         kinds = set(map(type, found))

@@ -16,6 +16,7 @@ from eventrunner.checkpoint.manifest import PTH_NAME, STATE_LIMIT, STATE_NAME, F
 from eventrunner.checkpoint.plan import make_plan
 from eventrunner.checkpoint.pth import check_plain, plain_tree
 from eventrunner.checkpoint.staging import StagedCheckpoint
+from eventrunner.checkpoint.tree import leaves_of
 from eventrunner.errors import CheckpointError, OptionError, did_you_mean
 from eventrunner.files import disk
 
@@ -64,7 +65,8 @@ def check_tree(tree: Mapping[str, Any], tree_format: str) -> None:
         CheckpointError: there is something in it that the format can't hold; the message has the path to it.
     """
     branches = walk(tree)
-    _to_bytes(make_plan(tree, branches).document(tree, [branch.skeleton for branch in branches]))
+    plan = make_plan(tree, branches, leaves_of(branches))
+    _to_bytes(plan.document(tree, [branch.skeleton for branch in branches]))
     if tree_format == "pth":
         check_plain(tree)
 

@@ -25,18 +25,18 @@ def has_finite_weights(staged: StagedCheckpoint, parameters: Callable[[], Collec
             well have an inf in it.
     """
     tensors = staged.views.get(_WEIGHTS, {})
-    odd = {name for name, tensor in tensors.items() if not all(map(_is_finite, _pieces(tensor)))}
+    odd = {name for name, tensor in tensors.items() if not all(map(_is_finite, _chunks(tensor)))}
     return odd.isdisjoint(parameters() if odd else ())
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
         flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
-        yield from torch.split(flat, _GRAIN)
+        yield from (flat,) if flat.numel() <= _GRAIN else torch.split(flat, _GRAIN)
 
 
-def _is_finite(piece: Tensor) -> bool:
-    if piece.itemsize == 1:  # an eight-bit float, which torch can't compare
-        piece = piece.float()
-    least, most = torch.aminmax(piece)  # a nan is both
+def _is_finite(chunk: Tensor) -> bool:
+    if chunk.itemsize == 1:  # an eight-bit float, which torch can't compare
+        chunk = chunk.float()
+    least, most = torch.aminmax(chunk)  # a nan is both
     return math.isfinite(least.item()) and math.isfinite(most.item())

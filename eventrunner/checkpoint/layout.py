@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from eventrunner.checkpoint.manifest import Piece, TensorEntry
+from eventrunner.checkpoint.manifest import Chunk, TensorEntry
 
 __all__ = ["DTYPES", "PAGE", "Layout", "Shaped", "Spec", "entries_of", "lay_out", "paged"]
 
@@ -99,7 +99,8 @@ def lay_out(tensors: Mapping[str, Shaped]) -> Layout:
     """Place the tensors of a file behind its header, those of large elements first: aligned, and without holes."""
     offset, places = 0, {}
     table = ['{"__metadata__":{"format":"pt"}']  # which other readers ask for
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):
+    for name in sorted(tensors, key=lambda name: -tensors[name].itemsize):
+        tensor = tensors[name]
         places[name], end = offset, offset + tensor.nbytes
         kind = _described(tensor.dtype, tuple(tensor.shape))
         table.append(f'{_quoted(name)}:{{{kind},"data_offsets":[{offset},{end}]}}')
@@ -131,5 +132,5 @@ def _entry(file: str, name: str, tensor: Shaped) -> TensorEntry:
 
 
 @functools.lru_cache(_KNOWN)
-def _whole(file: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], tuple[Piece, ...]]:
-    return str(dtype).removeprefix("torch."), shape, (Piece(file, (0,) * len(shape), shape),)
+def _whole(file: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], tuple[Chunk, ...]]:
+    return str(dtype).removeprefix("torch."), shape, (Chunk(file, (0,) * len(shape), shape),)

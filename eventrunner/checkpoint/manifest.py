@@ -6,12 +6,13 @@ It needs no torch, so that checkpoints can be listed and verified without it.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import xxhash
 
@@ -24,9 +25,9 @@ __all__ = [
     "PTH_NAME",
     "STATE_LIMIT",
     "STATE_NAME",
+    "Chunk",
     "FileEntry",
     "Manifest",
-    "Piece",
     "TensorEntry",
     "is_plain_name",
     "plain_json",
@@ -47,6 +48,9 @@ _LIMIT = 64 * 1024 * 1024
 _LARGEST_FILE = 2**63 - 1
 _TAIL = len(',"digest":""}') + 32
 
+_KNOWN = 4096  # of shapes and files there are few in a checkpoint
+_quoted = json.encoder.encode_basestring_ascii
+
 T = TypeVar("T")
 
 
@@ -58,8 +62,7 @@ class FileEntry:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk(NamedTuple):
     """Where one part of a tensor lies: in *file*, a block of *shape* that begins at *offsets* of the whole."""
 
     file: str
@@ -67,18 +70,17 @@ class Piece:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor under its name in the files: dtype, shape of the whole, and the pieces that make it up.
+class TensorEntry(NamedTuple):
+    """One tensor under its name in the files: dtype, shape of the whole, and the chunks that make it up.
 
-    One process writes one piece at offset zero; several would write one each. dtype and shape are those in the file
+    One process writes one chunk at offset zero; several would write one each. dtype and shape are those in the file
     (a dtype that safetensors doesn't have is there as ``uint8``).
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: it is larger than what would be read again.
     """
-    text = json.dumps(_to_json(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    text = _to_json(manifest).encode()
     data = text[:-1] + _tail_of(text)
     if len(data) > _LIMIT:
         raise CheckpointError(f"the manifest would have {len(data)} bytes, more than the {_LIMIT} that are read.")
@@ -174,8 +176,8 @@ def _without_digest(data: bytes) -> bytes:
     return text
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    return {
+def _to_json(manifest: Manifest) -> str:
+    values = {
         "format": manifest.format,
         "step": manifest.step,
         "epoch": manifest.epoch,
@@ -183,13 +185,23 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "versions": dict(manifest.versions),
         "meta": dict(manifest.meta),
         "files": {name: {"size": file.size, "digest": file.digest} for name, file in manifest.files.items()},
-        "tensors": [_tensor_to_json(tensor) for tensor in manifest.tensors],
     }
+    texts = {
+        key: json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) for key, value in values.items()
+    }
+    texts["tensors"] = f"[{','.join(map(_tensor_to_json, manifest.tensors))}]"  # there may be many: no object for each
+    return "{" + ",".join(f'"{key}":{text}' for key, text in sorted(texts.items())) + "}"
 
 
-def _tensor_to_json(tensor: TensorEntry) -> dict[str, Any]:
-    pieces = [{"file": one.file, "offsets": one.offsets, "shape": one.shape} for one in tensor.pieces]
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "pieces": pieces}
+def _tensor_to_json(tensor: TensorEntry) -> str:
+    placed = _chunks_to_json(tensor.chunks, tensor.shape)
+    return f'{{"dtype":{_quoted(tensor.dtype)},"name":{_quoted(tensor.name)},{placed}}}'
+
+
+@functools.lru_cache(_KNOWN)
+def _chunks_to_json(chunks: tuple[Chunk, ...], shape: tuple[int, ...]) -> str:
+    pieces = [{"file": one.file, "offsets": one.offsets, "shape": one.shape} for one in chunks]
+    return json.dumps({"pieces": pieces, "shape": shape}, separators=(",", ":"))[1:-1]
 
 
 def _from_json(body: Mapping[str, Any]) -> Manifest:
@@ -261,17 +273,17 @@ def _file(entry: object) -> FileEntry:
 
 def _tensor(entry: object, listed: Iterable[str]) -> TensorEntry:
     shape = _sizes(entry, "shape")
-    pieces = tuple(_piece(piece, shape, listed) for piece in _field(entry, "pieces", list))
-    return TensorEntry(_field(entry, "name", str), _field(entry, "dtype", str), shape, pieces)
+    chunks = tuple(_chunk(chunk, shape, listed) for chunk in _field(entry, "pieces", list))
+    return TensorEntry(_field(entry, "name", str), _field(entry, "dtype", str), shape, chunks)
 
 
-def _piece(entry: object, whole: tuple[int, ...], listed: Iterable[str]) -> Piece:
-    piece = Piece(_field(entry, "file", str), _sizes(entry, "offsets"), _sizes(entry, "shape"))
-    if piece.file not in listed:
-        raise ValueError(f"a tensor lies in {reprlib.repr(piece.file)}, which it doesn't list")
-    part, full = reprlib.repr([*piece.shape]), reprlib.repr([*whole])
-    if not len(piece.offsets) == len(piece.shape) == len(whole):
-        raise ValueError(f"a piece of shape {part} is no part of a tensor of shape {full}")
-    if any(begin + size > end for begin, size, end in zip(piece.offsets, piece.shape, whole, strict=True)):
-        raise ValueError(f"a piece of shape {part} reaches out of a tensor of shape {full}")
-    return piece
+def _chunk(entry: object, whole: tuple[int, ...], listed: Iterable[str]) -> Chunk:
+    chunk = Chunk(_field(entry, "file", str), _sizes(entry, "offsets"), _sizes(entry, "shape"))
+    if chunk.file not in listed:
+        raise ValueError(f"a tensor lies in {reprlib.repr(chunk.file)}, which it doesn't list")
+    part, full = reprlib.repr([*chunk.shape]), reprlib.repr([*whole])
+    if not len(chunk.offsets) == len(chunk.shape) == len(whole):
+        raise ValueError(f"a chunk of shape {part} is no part of a tensor of shape {full}")
+    if any(begin + size > end for begin, size, end in zip(chunk.offsets, chunk.shape, whole, strict=True)):
+        raise ValueError(f"a chunk of shape {part} reaches out of a tensor of shape {full}")
+    return chunk

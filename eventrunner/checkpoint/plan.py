@@ -30,7 +30,7 @@ from eventrunner.checkpoint.tensors import (
     still_aliases,
     stored,
 )
-from eventrunner.checkpoint.tree import FILES, TAG, Branch, Node, Placeholder, Trail, refusal
+from eventrunner.checkpoint.tree import FILES, TAG, Branch, Node, Placeholder, Trail, leaves_of, refusal
 
 __all__ = ["Encoded", "FilePlan", "SavePlan", "encode", "make_plan"]
 
@@ -51,7 +51,8 @@ class FilePlan:
         coinciding: Of its tensors, those at the address of an earlier one, with the first that is there.
         aliases: Of those, the ones that are the same tensor as an earlier one, with that one.
         own: The tensors with a place in the file.
-        homes: For each tensor, the file and the name where it is.
+        names: For each tensor, the name under which it is stored.
+        elsewhere: The files of those that are stored in another.
         specs: What is in the file, by name, in the order of *own*.
         layout: Where.
     """
@@ -64,7 +65,8 @@ class FilePlan:
     coinciding: Aliases
     aliases: Aliases
     own: list[int]
-    homes: list[tuple[str, str]]
+    names: list[str]
+    elsewhere: Mapping[int, str]
     specs: dict[str, Spec]
     layout: Layout
 
@@ -77,12 +79,17 @@ class FilePlan:
     def fillings(self) -> list[Node]:
         """For each placeholder, the document's node."""
         looks = self.metadata
-        leaves = map(_node, self.homes, looks.sizes, looks.strides, looks.dtypes)
+        files = (self.elsewhere.get(number, self.file) for number in itertools.count(self.begin))
+        leaves = map(_node, files, self.names, looks.sizes, looks.strides, looks.dtypes)
         return [filling_of(placeholder, leaves) for _, placeholder in self.placeholders]
+
+    def holds(self, number: int) -> bool:
+        """Return whether a tensor is one of those that go to this file, by its number."""
+        return self.begin <= number < self.begin + len(self.names)
 
     def fits(self, branch: Branch, tensors: Sequence[Tensor], same_place: Aliases, reserved: Set[str]) -> bool:
         """Return whether it would come out the same for another tree, if all before it do."""
-        mine = {i: first for i, first in same_place.items() if self.begin <= i < self.begin + len(self.homes)}
+        mine = {i: first for i, first in same_place.items() if self.holds(i)}
         return (
             self.placeholders == branch.placeholders
             and self.reserved == reserved
@@ -129,8 +136,16 @@ class SavePlan:
         return {key: nodes[key] for key in keys}
 
 
-def make_plan(tree: Mapping[str, Any], branches: Sequence[Branch], last: SavePlan | None = None) -> SavePlan:
+def make_plan(
+    tree: Mapping[str, Any], branches: Sequence[Branch], tensors: Sequence[Tensor], last: SavePlan | None = None
+) -> SavePlan:
     """Return the plan for *tree*: *last* itself if it fits, and otherwise with those of its first files that do.
+
+    Args:
+        tree: The tree.
+        branches: What a walk over it has left.
+        tensors: The leaves of all branches.
+        last: That of the last tree.
 
     Raises:
         CheckpointError: a tensor in the tree that a checkpoint can't hold; the message has the path to it.
@@ -139,7 +154,6 @@ def make_plan(tree: Mapping[str, Any], branches: Sequence[Branch], last: SavePla
     if last:
         pairs = zip(last.addresses, addresses, strict=True)
         last.addresses[:] = addresses = [old if old == new else new for old, new in pairs]
-    tensors = [tensor for branch in branches for tensor in branch.leaves]
     same_place = coinciding(addresses)
     reserved = {FILES["state_dict"]: _plain_keys(tree)}
     files: list[FilePlan] = []
@@ -159,20 +173,20 @@ def _planned(
     branch: Branch, before: Sequence[FilePlan], same_place: Aliases, aliases: Aliases, reserved: Set[str]
 ) -> FilePlan:
     _check(branch)
-    homes = [home for file in before for home in file.homes]
-    begin, end = len(homes), len(homes) + len(branch.leaves)
+    names = [name for file in before for name in file.names]
+    begin, end = len(names), len(names) + len(branch.leaves)
     metadata = TensorMetadata(branch.leaves, branch.pointers)
     specs, own = dict[str, Spec](), list[int]()
     bases = (base for trail, placeholder in branch.placeholders for base in _bases(trail, placeholder))
     looks = map(spec_of, metadata.dtypes, metadata.sizes)
     for number, (base, key), spec in zip(range(begin, end), bases, looks, strict=True):
         if number in aliases:
-            homes.append(homes[aliases[number]])
+            names.append(names[aliases[number]])
         else:
-            name = _free_name(base, specs, reserved if key != base else ())
-            homes.append((branch.file, name))
+            names.append(name := _free_name(base, specs, reserved if key != base else ()))
             specs[name] = spec
             own.append(number)
+    mine = {i: original for i, original in aliases.items() if begin <= i < end}
     return FilePlan(
         file=branch.file,
         placeholders=branch.placeholders,
@@ -180,9 +194,10 @@ def _planned(
         metadata=metadata,
         begin=begin,
         coinciding={i: first for i, first in same_place.items() if begin <= i < end},
-        aliases={i: original for i, original in aliases.items() if begin <= i < end},
+        aliases=mine,
         own=own,
-        homes=homes[begin:],
+        names=names[begin:],
+        elsewhere={i: file.file for i, original in mine.items() for file in before if file.holds(original)},
         specs=specs,
         layout=lay_out(specs) if specs else Layout(b"", {}, 0),
     )
@@ -223,13 +238,13 @@ def _plain_keys(tree: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(key for key in model if type(key) is str) if isinstance(model, dict) else frozenset()
 
 
-def _node(home: tuple[str, str], size: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Node:
+def _node(file: str, name: str, size: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Node:
     node: dict[str, Node] = {TAG: "tensor"}
     if order := memory_order(size, strides):
         node["order"] = list(order)
     if dtype not in DTYPES:
         node |= {"dtype": str(dtype), "shape": list(size)}
-    return {**node, "file": home[0], "name": home[1]}
+    return {**node, "file": file, "name": name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +279,8 @@ def encode(tree: Mapping[str, Any]) -> Encoded:
         CheckpointError: something else is in the tree, or it contains itself; the message has the path to it.
     """
     branches = walk(tree)
-    plan = make_plan(tree, branches)
-    leaves = [leaf for branch in branches for leaf in branch.leaves]
+    leaves = leaves_of(branches)
+    plan = make_plan(tree, branches, leaves)
     tensors = {
         file.file: {name: stored(leaves[i]) for name, i in zip(file.specs, file.own, strict=True)}
         for file in plan.files

@@ -23,7 +23,7 @@ from eventrunner.checkpoint.layout import DTYPES
 from eventrunner.checkpoint.plan import SavePlan, make_plan
 from eventrunner.checkpoint.staging import BufferPool, StagedCheckpoint, StagingBuffer, memory_of
 from eventrunner.checkpoint.tensors import is_dense, packed, stored
-from eventrunner.checkpoint.tree import Branch
+from eventrunner.checkpoint.tree import Branch, leaves_of
 from eventrunner.errors import CheckpointError
 from eventrunner.lanes.deadline import Deadline
 
@@ -76,11 +76,11 @@ class _Split:
         devices: Those on each CUDA device that are copied before it goes on, and those that are while it does.
     """
 
-    changed: list[int]
-    now: list[int]
-    late: list[int]
-    large: list[int]
-    devices: dict[torch.device, tuple[list[int], list[int]]]
+    changed: list[int] = field(default_factory=list)
+    now: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+    large: list[int] = field(default_factory=list)
+    devices: dict[torch.device, tuple[list[int], list[int]]] = field(default_factory=dict)
 
 
 class Snapshot:
@@ -249,8 +249,8 @@ class Snapshotter:
             LaneTimeoutError: no buffer was released in time.
         """
         branches = walk(tree)
-        self._plan = plan = make_plan(tree, branches, self._plan)
-        leaves = [leaf for branch in branches for leaf in branch.leaves]
+        leaves = leaves_of(branches)
+        self._plan = plan = make_plan(tree, branches, leaves, self._plan)
         sources = leaves if len(plan.own) == len(leaves) else [leaves[i] for i in plan.own]
         split = self._split_of(plan, sources, branches, lazy if copy_beside else ())
         buffer = self._pool.acquire(plan.starts[-1], bool(split.devices))
@@ -279,7 +279,8 @@ class Snapshotter:
             mask = list(map(is_lazy, pointers if len(sources) == len(pointers) else [pointers[i] for i in plan.own]))
         known, its_mask, split = self._splits.get(bool(mask), (None, [], None))
         if split is None or known is not plan or its_mask != mask:
-            split = _split(sources, mask)
+            is_plain = not mask and all(file.metadata.is_plain for file in plan.files)
+            split = _Split(now=list(range(len(sources)))) if is_plain else _split(sources, mask)
             self._splits[bool(mask)] = plan, mask, split
         return split
 
@@ -321,7 +322,7 @@ class Snapshotter:
 
 
 def _split(sources: Sequence[Tensor], mask: Sequence[bool]) -> _Split:
-    split = _Split([], [], [], [], {})
+    split = _Split()
     for i, source in enumerate(sources):
         if source.dtype not in DTYPES or source.device.type not in ("cpu", "cuda"):
             split.changed.append(i)

@@ -93,12 +93,12 @@ def _views(file: Tensor, layout: Layout, tensors: Mapping[str, Shaped]) -> dict[
     memory_of(file)[: len(layout.header)] = layout.header
     views: dict[str, Tensor] = {}
     for dtype, names in itertools.groupby(layout.places, key=lambda name: tensors[name].dtype):
-        run = [(name, tensors[name]) for name in names]
-        begin = layout.places[run[0][0]]
-        sizes = [tensor.nbytes // dtype.itemsize for _, tensor in run]
+        run = list(names)
+        begin, sizes = layout.places[run[0]], [tensors[name].nbytes // dtype.itemsize for name in run]
         region = file[begin : begin + sum(sizes) * dtype.itemsize].view(dtype)
-        for (name, tensor), view in zip(run, region.split_with_sizes(sizes), strict=True):  # one call for many views
-            views[name] = view if len(tensor.shape) == 1 else view.view(tuple(tensor.shape))
+        for name, view in zip(run, region.split_with_sizes(sizes), strict=True):  # one call for many views
+            shape = tuple(tensors[name].shape)
+            views[name] = view if len(shape) == 1 else view.view(shape)
     return {name: views[name] for name in tensors}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eventrunner.checkpoint.layout import DTYPES, Spec
+from eventrunner.checkpoint.tree import interned
 
 __all__ = [
     "Addresses",
@@ -79,23 +80,26 @@ class TensorMetadata:
             return True
         same = self._facts == _facts(tensors, pointers)
         if same:
-            self._guard = _guard(tensors)
+            self._guard = _guard(tensors, self.sizes, self.strides)
             if self._guard is not None and not self._guard.check(*tensors):  # as where one occurs twice
                 self._guard = None
         return same
 
 
 def _facts(tensors: Sequence[Tensor], pointers: Sequence[int]) -> tuple[list[Any], ...]:
-    facts = (Tensor.size, Tensor.stride, Tensor.get_device, _dtype_of)
-    # An address of 0 has what has no elements, and what is on the meta device.
-    return *(list(map(fact, tensors)) for fact in facts), list(map(bool, pointers))
+    sizes, strides = (interned(map(fact, tensors)) for fact in (Tensor.size, Tensor.stride))
+    devices, dtypes = (list(map(fact, tensors)) for fact in (Tensor.get_device, _dtype_of))
+    return sizes, strides, devices, dtypes, list(map(bool, pointers))  # no address: no elements, or on the meta device
 
 
-def _guard(tensors: Sequence[Tensor]) -> Any:
+def _guard(tensors: Sequence[Tensor], sizes: Sequence[torch.Size], strides: Sequence[tuple[int, ...]]) -> Any:
+    lists = {one: list(one) for one in {*sizes, *strides}}
+    known = {
+        "dynamic_dims_sizes": [lists[one] for one in sizes],
+        "dynamic_dims_strides": [lists[one] for one in strides],
+    }
     try:
-        kind = importlib.import_module("torch._C._dynamo.guards").TensorGuards
-        sizes, strides = ([list(fact(tensor)) for tensor in tensors] for fact in (Tensor.size, Tensor.stride))
-        return kind(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        return importlib.import_module("torch._C._dynamo.guards").TensorGuards(*tensors, **known)
     except (ImportError, AttributeError, TypeError, RuntimeError):
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -25,7 +25,9 @@ __all__ = [
     "Placeholder",
     "Sparse",
     "Trail",
+    "interned",
     "kind_name",
+    "leaves_of",
     "path_of",
     "refusal",
 ]
@@ -44,6 +46,8 @@ REST = "state.safetensors"
 
 MAX_DEPTH = 100
 """How deep a tree may be nested: enough for any state, and well within Python's own limit on recursion."""
+
+T = TypeVar("T")
 
 Trail = tuple[object, ...]
 """The keys and indices that lead to a value."""
@@ -142,6 +146,17 @@ class Branch:
         """Return what leads to a leaf."""
         trails = ((*trail, *inner) for trail, placeholder in self.placeholders for inner in placeholder.trails())
         return next(itertools.islice(trails, number, None))
+
+
+def leaves_of(branches: Iterable[Branch]) -> list[Tensor]:
+    """Return every tensor of a tree, one branch after another."""
+    return list(itertools.chain.from_iterable(branch.leaves for branch in branches))
+
+
+def interned(items: Iterable[T]) -> list[T]:
+    """Return the items, and for equal ones the same object: many new containers have Python collect its garbage."""
+    known: dict[T, T] = {}
+    return [known.setdefault(item, item) for item in items]
 
 
 def path_of(trail: Trail) -> str:

@@ -18,9 +18,9 @@ from tally import LONG, MakeRow, Row
 
 from eventrunner.checkpoint.manifest import (
     MANIFEST_NAME,
+    Chunk,
     FileEntry,
     Manifest,
-    Piece,
     TensorEntry,
     is_plain_name,
     read_manifest,
@@ -59,7 +59,7 @@ def tensors_in(draw: st.DrawFn, files: list[str]) -> TensorEntry:
     pieces = []
     for file in draw(st.lists(st.sampled_from(files), max_size=2)):
         offsets = tuple(draw(st.integers(0, size)) for size in shape)
-        pieces.append(Piece(file, offsets, tuple(size - begin for size, begin in zip(shape, offsets, strict=True))))
+        pieces.append(Chunk(file, offsets, tuple(size - begin for size, begin in zip(shape, offsets, strict=True))))
     return TensorEntry(draw(st.text(max_size=4)), draw(st.text(max_size=4)), shape, tuple(pieces))
 
 
