@@ -550,15 +550,15 @@ def test_the_account_says_what_each_receiver_took_of_whom(make_runner: MakeRunne
     runner.train()
     account = runner.account()
     by_name = {row.name: row for row in account.rows}
-    assert (by_name["plain"].calls, by_name["plain"].beside) == (10, 0.0)
+    assert (by_name["plain"].calls, by_name["plain"].background) == (10, 0.0)
     assert by_name["plain"].inline > 0
     assert by_name["beside"].calls == 10
-    assert by_name["beside"].beside > 0
+    assert by_name["beside"].background > 0
     assert set(by_name["beside"].waits) <= {"before_train_iter", "flush"}
     assert account.saves is not None
     assert (account.saves.saves, account.saves.failed) == (2, 0)
     assert 0 <= account.saves.hidden <= 1
-    assert str(account).splitlines()[0].split() == ["receiver", "calls", "inline", "beside", "training", "waited"]
+    assert str(account).splitlines()[0].split() == ["receiver", "calls", "inline", "background", "training", "waited"]
     assert "saves, " in str(account)
 
 

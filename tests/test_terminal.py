@@ -98,7 +98,7 @@ a line of the user's own
 epoch 3/9   train/loss N   val/error N ★   lr N   TIME   ● epoch_3
 stopped     good enough   (good_enough, fit.py:49)   epoch 3, step 60   TIME
 best        val/error N   runs/fit/001/best_error_epoch_3
-saves       3 of 3 committed, SIZE in TIME, training held up TIME   runs/fit/001/epoch_3
+saves       3 of 3 committed, SIZE in TIME, training blocked TIME   runs/fit/001/epoch_3
 next        runner.test() · Runner(..., resume=True)
 resumes     at step 60, none lost
 test        test/error N   TIME
@@ -115,7 +115,7 @@ a line of the user's own
 level=info event="epoch 3/9" step=60 train/loss=N train/lr=N val/error=N took=N saved=epoch_3,best_error_epoch_3
 level=info event=stopped reason="good enough" where="good_enough, fit.py:49" epoch=3 step=60 took=N
 level=info event=best val/error=N path=runs/fit/001/best_error_epoch_3
-level=info event=saves requested=3 committed=3 failed=0 bytes=N took=N stall=N path=runs/fit/001/epoch_3
+level=info event=saves requested=3 committed=3 failed=0 bytes=N took=N blocked=N path=runs/fit/001/epoch_3
 level=info event=next what="runner.test() · Runner(..., resume=True)"
 level=info event=resumes step=60 lost=0
 level=info event=test step=60 test/error=N took=N
@@ -126,7 +126,7 @@ _STAMP = re.compile(r"^time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILI
 _TABLE = re.compile(r"^(time   |            [A-Z\w]| *level=info event=time ).*\n?", re.MULTILINE)
 _STEPS = (
     (re.compile(r" +eta(=[\d.]+| [\d:]+)"), ""),  # there where a second or more is left
-    (re.compile(r"(?<=seed )\d+|(?<=(?:seed|ytes|took|tall)=)[\d.]+(?:e-\d+)?"), "N"),
+    (re.compile(r"(?<=seed )\d+|(?<=(?:seed|ytes|took|cked)=)[\d.]+(?:e-\d+)?"), "N"),
     (re.compile(r"\b[\d.]+ m?s/it\b"), "PACE"),
     (re.compile(r"\b[\d.]+ (ms|s)\b|\b\d+:\d\d(:\d\d)?\b"), "TIME"),
     (re.compile(r"\b[\d.]+ ([kMGT]?B)\b"), "SIZE"),
@@ -333,7 +333,7 @@ def test_an_interrupted_script_says_so_and_dies_of_it(tmp_path: Path) -> None:
     ending = normal(seen.out)[normal(seen.out).index("interrupted") :].splitlines()
     assert re.fullmatch(r"interrupted (in )?epoch \d+, step \d+ TIME", ending[0])
     assert re.fullmatch(r"best val/error N runs/fit/001/best_error_epoch_\d+", ending[1])
-    said = r"saves (\d+) of (\d+) committed, SIZE in TIME, training held up TIME runs/fit/001/(epoch|iter)_\d+"
+    said = r"saves (\d+) of (\d+) committed, SIZE in TIME, training blocked TIME runs/fit/001/(epoch|iter)_\d+"
     saves = re.fullmatch(said, ending[2])
     assert saves is not None
     assert saves[1] == saves[2]
@@ -425,7 +425,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             epoch 2/2   train/loss N   val/mse N ★   lr N   TIME   ● epoch_2
             completed   2 epochs, 8 steps   TIME
             best        val/mse N   runs/a/best_mse_epoch_2
-            saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/epoch_2
+            saves       2 of 2 committed, SIZE in TIME, training blocked TIME   runs/a/epoch_2
             next        Runner(..., load_from='runs/a/best_mse_epoch_2')
             resumes     at step 8, none lost
             """,
@@ -436,7 +436,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             epoch 0/1   val/mse N   TIME
             epoch 1/1   train/loss N   val/mse N   lr N   TIME   ● epoch_1
             completed   1 epoch, 4 steps   TIME
-            saves       1 of 1 committed, SIZE in TIME, training held up TIME   runs/a/epoch_1
+            saves       1 of 1 committed, SIZE in TIME, training blocked TIME   runs/a/epoch_1
             next        Runner(..., load_from='runs/a/epoch_1')
             resumes     at step 4, none lost
             """,
@@ -460,7 +460,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             iter 7/7   val/mse N ★   ● iter_7
             completed   7 steps   TIME
             best        val/mse N   runs/a/best_mse_iter_7
-            saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/iter_7
+            saves       2 of 2 committed, SIZE in TIME, training blocked TIME   runs/a/iter_7
             next        Runner(..., load_from='runs/a/best_mse_iter_7')
             resumes     at step 7, none lost
             """,
@@ -477,7 +477,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             iter 8/8   train/loss N   val/mse N ★   lr N   TIME   ● 2 saves to iter_8
             completed   2 epochs, 8 steps   TIME
             best        val/mse N   runs/a/best_mse_iter_8
-            saves       4 of 4 committed, SIZE in TIME, training held up TIME   runs/a/iter_8
+            saves       4 of 4 committed, SIZE in TIME, training blocked TIME   runs/a/iter_8
             next        Runner(..., load_from='runs/a/best_mse_iter_8')
             resumes     at step 8, none lost
             """,
@@ -494,7 +494,7 @@ def test_columns_stand_in_line(watched: Callable[..., Any], run: Callable[..., R
             epoch 2/3   train/loss N   val/mse N ★   lr N   TIME   ● epoch_2
             stopped     early stop   epoch 2, step 8   TIME
             best        val/mse N   runs/a/best_mse_epoch_2
-            saves       2 of 2 committed, SIZE in TIME, training held up TIME   runs/a/epoch_2
+            saves       2 of 2 committed, SIZE in TIME, training blocked TIME   runs/a/epoch_2
             next        runner.test() · Runner(..., resume=True)
             resumes     at step 8, none lost
             """,
@@ -544,7 +544,7 @@ def test_a_run_that_breaks_off_says_how_and_what_is_saved(
 epoch 1/2   train/loss N   val/mse N ★   lr N   TIME   ● epoch_1
 {ending}
 best        val/mse N   runs/a/best_mse_epoch_1
-saves       1 of 1 committed, SIZE in TIME, training held up TIME   runs/a/epoch_1
+saves       1 of 1 committed, SIZE in TIME, training blocked TIME   runs/a/epoch_1
 next        Runner(..., resume=True)
 resumes     at step 4, 2 steps lost
 """
@@ -636,7 +636,7 @@ def test_a_stop_midway_says_who_and_where(watched: Callable[..., Any], run: Call
     stopped, _, saves, _, _ = normal(seen.out).splitlines()[-5:]
     assert stopped.startswith("stopped seen enough (tired, ")
     assert stopped.endswith(f"test_terminal.py:{line}) in epoch 2, step 6 TIME")
-    assert saves == "saves 2 of 2 committed, SIZE in TIME, training held up TIME runs/a/iter_6"
+    assert saves == "saves 2 of 2 committed, SIZE in TIME, training blocked TIME runs/a/iter_6"
 
 
 def test_a_stop_without_a_reason_is_just_a_stop(watched: Callable[..., Any], run: Callable[..., Runner]) -> None:

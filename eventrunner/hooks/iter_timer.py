@@ -112,19 +112,19 @@ class IterTimerHook(Hook):
             runner.message_hub.aggregate()
 
     def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
-        """Back to the time that is left of the training."""
+        """Go back to the time that is left of the training."""
         runner.message_hub.provide_info("eta", self._train_left)
 
     def after_test_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
-        """The same."""
+        """Go back to it after a test."""
         runner.message_hub.provide_info("eta", self._train_left)
 
     def after_val(self, runner: Run) -> None:
-        """A validation is no part of the next iteration."""
+        """Leave the validation out of the next iteration."""
         self._mark = time.perf_counter()
 
     def after_commit_checkpoint(self, runner: Run, path: Path, step: int) -> None:
-        """Nor is a save."""
+        """Leave the save out of it, too."""
         self._mark = time.perf_counter()
 
     def _train_left(self) -> float | None:
@@ -133,5 +133,5 @@ class IterTimerHook(Hook):
 
 
 def _left(seconds: float, done: int, planned: int | None) -> float | None:
-    """The seconds that the rest will take at the pace so far; None where nobody can tell."""
+    """Return the seconds that the rest will take at the pace so far; None where that isn't known."""
     return None if not done or planned is None else seconds / done * (planned - done)

@@ -139,7 +139,7 @@ class LoggerHook(Hook):
         self._bar.start()
 
     def before_train_epoch(self, runner: Run) -> None:
-        """Write the last epoch's line: its validation is done, and its saves are, or will be soon."""
+        """Write the last epoch's line: its validation is done."""
         self._close_line(runner)
         loop = runner.train_loop
         self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
@@ -230,7 +230,7 @@ class LoggerHook(Hook):
         self._invalid = invalid
 
     def _scalars(self, runner: Run, mode: str) -> dict[str, float]:
-        """What the hub has of a mode, as it stands or smoothed."""
+        """Return what the hub has of a mode, as it stands or smoothed."""
         scalars = {}
         for key, buffer in runner.message_hub.log_scalars.items():
             if _mode_of(key) == mode and len(buffer):
@@ -273,7 +273,7 @@ class LoggerHook(Hook):
             task.call(files, runner.end_for, *arguments)
 
     def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
-        """A line that is no epoch's, closed when what is deferred at this site, the saves, has been asked for."""
+        """Begin a line that is no epoch's, and close it when what is deferred here, the saves, has been asked for."""
         self._close_line(runner)
         self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
         runner.defer(lambda: runner.defer(lambda: self._close_line(runner), mutates=False), mutates=False)
@@ -316,7 +316,7 @@ class LoggerHook(Hook):
         return [name for _, name in taken]
 
     def _in_columns(self, head: str, cells: Mapping[str, str], fill: bool) -> str:
-        """A line whose cells are as wide as the widest so far; *fill* leaves room for those that it doesn't have."""
+        """Return a line whose cells are as wide as the widest so far; *fill* leaves room for those that it hasn't."""
         if not cells.keys() <= self._widths.keys():
             self._widths = dict.fromkeys(sorted({**self._widths, **cells}, key=_column), 0) | self._widths
         texts = [head]
@@ -383,7 +383,7 @@ def _by_epoch(runner: Run) -> bool:
 
 
 def _over(runner: Run, iterations: int) -> dict[str, float]:
-    """What an epoch's line has of its training: means, and the learning rates of its last iteration."""
+    """Return what an epoch's line has of its training: means, and the learning rates of its last iteration."""
     histories = runner.message_hub.log_scalars.items()
     buffers = {key: buffer for key, buffer in histories if key.startswith("train/") and len(buffer)}
     means = {key: buffer.mean(iterations) for key, buffer in buffers.items() if not _APART.search(key)}
@@ -392,7 +392,7 @@ def _over(runner: Run, iterations: int) -> dict[str, float]:
 
 @functools.cache
 def _mode_of(key: str) -> str:
-    """The mode whose rows have a scalar; ``step`` and ``epoch`` are every row's own."""
+    """Return the mode whose rows have a scalar; ``step`` and ``epoch`` are every row's own."""
     if key in ("step", "epoch"):
         return ""
     return next((mode for mode in ("val", "test") if key.startswith(f"{mode}/")), "train")
@@ -418,7 +418,7 @@ def _is_shown(key: str) -> bool:
 
 
 def _cells(fields: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
-    """What a line shows of its *fields*, by column."""
+    """Return what a line shows of its *fields*, by column."""
     prefixes = {key: best_name(key.removeprefix("val/"), "") for key in fields if key.startswith("val/")}
     cells = {}
     for key, value in fields.items():

@@ -1,4 +1,4 @@
-"""RuntimeInfoHook: what is going on, put into the message hub for whoever has no runner."""
+"""RuntimeInfoHook: what is going on, put into the message hub for code that has no runner."""
 
 from __future__ import annotations
 

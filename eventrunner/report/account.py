@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "RunAccount", "SaveAccount", "account_of", "begin_trace", "write_trace"]
 
-_HEADS = ("receiver", "calls", "inline", "beside", "training waited")
+_HEADS = ("receiver", "calls", "inline", "background", "training waited")
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Row:
         calls: How often it was called, inline or in its lane.
         inline: What its calls, or handing them over, took of the training thread.
         estimated: Whether that is an estimate, as it is where it was called at each iteration.
-        beside: What its calls took in lanes.
+        background: What its calls took in lanes.
         waits: What the training waited for its lane, by where.
         hint: What would make it cheaper; empty where nothing is known.
     """
@@ -43,7 +43,7 @@ class Row:
     calls: int = 0
     inline: float = 0.0
     estimated: bool = False
-    beside: float = 0.0
+    background: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)
     hint: str = ""
 
@@ -53,10 +53,10 @@ class SaveAccount:
     """The saves that are done; times in seconds.
 
     Attributes:
-        saves: How many were committed, twins included.
+        saves: How many were committed, by each hook that asked for one.
         failed: How many were not.
         nbytes: The bytes written.
-        stall: How long the training was held up by requests and barriers, all saves together.
+        blocked: How long the training was blocked by requests and barriers, all saves together.
         writing: How long their writing and committing took.
         to_committed: The longest time from a request to its commit.
         hidden: The share of the writing that the training didn't wait for, from 0 to 1.
@@ -65,14 +65,14 @@ class SaveAccount:
     saves: int
     failed: int
     nbytes: int
-    stall: float
+    blocked: float
     writing: float
     to_committed: float
     hidden: float
 
     @classmethod
     def of(cls, saves: Iterable[Save], waited: float) -> SaveAccount:
-        """The account of *saves*, for which the training *waited* so long when it needed them done."""
+        """Aggregate *saves*, for which the training *waited* so long when it needed them done."""
         done = list(saves)
         committed = [save for save in done if save.path is not None]
         writing = sum(save.ended - save.began for save in done)
@@ -81,7 +81,7 @@ class SaveAccount:
             saves=len(committed),
             failed=len(done) - len(committed),
             nbytes=sum(save.nbytes for save in committed),
-            stall=sum(save.stall for save in done),
+            blocked=sum(save.stall for save in done),
             writing=writing,
             to_committed=max((save.ended - save.requested for save in committed), default=0.0),
             hidden=max(0.0, 1.0 - exposed / writing) if writing else 0.0,
@@ -89,7 +89,7 @@ class SaveAccount:
 
     def __str__(self) -> str:
         return (
-            f"{self.saves} saves, {size(self.nbytes)}: training held up {duration(self.stall)}, at most "
+            f"{self.saves} saves, {size(self.nbytes)}: training blocked {duration(self.blocked)}, at most "
             f"{duration(self.to_committed)} to committed, {self.hidden:.0%} of {duration(self.writing)} writing hidden"
         )
 
@@ -102,13 +102,12 @@ class RunAccount:
     saves: SaveAccount | None
 
     def chosen(self, most: int) -> list[Row]:
-        """At most so many receivers, though never without one that ran beside the training."""
-        beside = [row for row in self.rows if row.beside]
-        inline = [row for row in self.rows if not row.beside]
-        return [*beside, *inline][: max(most, len(beside))]
+        """Return at most so many receivers, though never without one that ran in the background."""
+        rows = sorted(self.rows, key=lambda row: not row.background)
+        return rows[: max(most, sum(row.background > 0 for row in rows))]
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        """The lines of a table: its head, then one for each row."""
+        """Return the lines of a table: its head, then one for each row."""
         cells = [_HEADS, *(_cells(row) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return ["   ".join(_padded(row, widths)).rstrip() for row in cells]
@@ -121,7 +120,7 @@ class RunAccount:
 def _cells(row: Row) -> tuple[str, ...]:
     waits = ", ".join(f"{duration(seconds)} at {where}" for where, seconds in row.waits.items() if seconds >= 0.0005)
     inline = f"{'~' if row.estimated else ''}{duration(row.inline)}"
-    return row.name, f"{row.calls:,}", inline, duration(row.beside) if row.beside else "", waits
+    return row.name, f"{row.calls:,}", inline, duration(row.background) if row.background else "", waits
 
 
 def _padded(cells: tuple[str, ...], widths: list[int]) -> Iterator[str]:
@@ -130,7 +129,7 @@ def _padded(cells: tuple[str, ...], widths: list[int]) -> Iterator[str]:
 
 
 def account_of(runner: Run) -> RunAccount:
-    """The account of the session under way, or of the last one."""
+    """Aggregate what the session under way, or the last one, has cost."""
     rows: dict[str, Row] = {}
     for entry in runner.ledger.entries():
         row = rows.setdefault(entry.name, Row(entry.name))
@@ -138,19 +137,19 @@ def account_of(runner: Run) -> RunAccount:
         row.inline += entry.seconds
         row.estimated = row.estimated or entry.estimated
     accounts = runner.session.last_lanes.accounts() if runner.session.last_lanes is not None else []
-    told: set[str] = set()
+    lanes: set[str] = set()  # whose waits are in a row: they are the lane's, and all its receivers have them
     for account in accounts:
-        _add(rows.setdefault(account.name, Row(account.name)), account, told)
+        _add(rows.setdefault(account.name, Row(account.name)), account, lanes)
     waited = max((sum(each.barrier_waits.values()) for each in accounts if each.lane == WRITE_LANE), default=0.0)
     saves = None if runner.session.saver is None else SaveAccount.of(runner.session.saver.saves, waited)
     return RunAccount(tuple(sorted(rows.values(), key=lambda row: -row.inline - sum(row.waits.values()))), saves)
 
 
-def _add(row: Row, account: Account, told: set[str]) -> None:
+def _add(row: Row, account: Account, lanes: set[str]) -> None:
     row.calls += account.calls
-    row.beside += account.busy
-    if account.lane not in told:  # the waits are the lane's, whose receivers all have them
-        told.add(account.lane)
+    row.background += account.busy
+    if account.lane not in lanes:
+        lanes.add(account.lane)
         row.waits.update({label: waited for label, waited in account.barrier_waits.items() if label != OTHER_LANE})
         if account.waited:
             row.waits["a full lane"] = row.waits.get("a full lane", 0.0) + account.waited
@@ -205,10 +204,10 @@ def _inline(spans: Iterable[InlineSpan]) -> Iterator[Mapping[str, Any]]:
 
 def _saves(saves: Iterable[Save]) -> Iterator[Mapping[str, Any]]:
     for save in saves:
-        facts = {"mode": save.mode, "step": save.step, "bytes": save.nbytes, "stall": save.stall}
+        facts = {"mode": save.mode, "step": save.step, "bytes": save.nbytes, "blocked": save.stall}
         yield _event(save.name, "save", 2, save.requested, save.ended, **facts)
         if save.stall:
-            yield _event(f"stall of {save.name}", "save", 1, save.requested, save.requested + save.stall)
+            yield _event(f"blocked by {save.name}", "save", 1, save.requested, save.requested + save.stall)
 
 
 def _event(name: str, site: str, thread: int, began: float, ended: float, **facts: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run has measured: a history per scalar, and the hub in which its parts leave each other word.
+"""What a run has measured: a history per scalar, and the hub in which its parts leave values for each other.
 
 The calls are MMEngine's (``mmengine/logging/history_buffer.py`` and ``message_hub.py``). Two things differ: a tensor is
 read when somebody looks, not when it is handed over, and a history is bounded in memory and in a checkpoint.
@@ -61,7 +61,7 @@ def _number(value: Any) -> float:
 
 
 def scalar_of(value: object) -> float | torch.Tensor | None:
-    """The number as a float, or the tensor itself where reading it would wait for a device; None for what is none.
+    """Return the number as a float, or the tensor itself where reading it would wait for a device; None for no number.
 
     Raises:
         OptionError: an int beyond any float.
@@ -83,7 +83,7 @@ def scalar_of(value: object) -> float | torch.Tensor | None:
 
 
 def _checked(value: Scalar) -> float | torch.Tensor:
-    """The number as a float, or where that would wait for a device, a copy of the tensor."""
+    """Return the number as a float, or where that would wait for a device, a copy of the tensor."""
     scalar = scalar_of(value) if isinstance(value, torch.Tensor) else _number(value)
     if scalar is None:
         raise _not_a_scalar(value)
@@ -120,7 +120,7 @@ def _tensor(code: str, dtype: torch.dtype, numbers: list[Any]) -> torch.Tensor:
 
 
 def _saved_entries(values: Any, counts: Any) -> tuple[Any, Any]:
-    """The entries of a state without what fills its tensors up; the lists of an older one as they are."""
+    """Return the entries of a state without what fills its tensors up; the lists of an older one as they are."""
     if isinstance(counts, torch.Tensor):
         held = int((counts != 0).sum())
         counts = counts[:held].tolist()
@@ -321,7 +321,7 @@ for _builtin in (HistoryBuffer.mean, HistoryBuffer.max, HistoryBuffer.min, Histo
 
 
 def _plain_copy(value: object, where: str) -> Any:
-    """A copy of plain data; tensors in it are detached, not copied.
+    """Copy plain data; tensors in it are detached, not copied.
 
     Raises:
         OptionError: something in it is neither plain data nor a tensor.
@@ -398,9 +398,9 @@ class _Infos(MutableMapping[str, Any]):
 
 
 class MessageHub:
-    """Where the parts of a run leave each other word: scalars with their history, and info, which is anything.
+    """Where the parts of a run leave values for each other: scalars with their history, and info, which is anything.
 
-    A hub belongs to whoever holds it. It is found by its name and as the current one for as long as it is held, and
+    A hub belongs to its holder. It is found by its name and as the current one for as long as it is held, and
     the latest of a name is the one that is found. One that :meth:`get_instance` made is held for good.
 
     Each key is saved with the run or isn't (``resumed``): a scalar as its first update said, an info as its latest.
@@ -433,7 +433,7 @@ class MessageHub:
 
     @classmethod
     def get_current_instance(cls) -> MessageHub:
-        """The latest of the hubs that there are; where there is none, a new ``"default"``, which then stays."""
+        """Return the latest of the hubs that there are; where there is none, a new ``"default"``, which then stays."""
         for hub in reversed(list(cls._instances.values())):
             return hub
         return cls.get_instance("default")
@@ -485,7 +485,7 @@ class MessageHub:
             self.update_scalar(key, checked, count, resumed)
 
     def history(self, key: str, resumed: bool = True) -> HistoryBuffer:
-        """The history of a scalar, begun where there is none, for who updates it at each iteration.
+        """Return the history of a scalar, begun where there is none, for who updates it at each iteration.
 
         It stays the scalar's own, also where a state is loaded that has the scalar.
 
@@ -508,7 +508,7 @@ class MessageHub:
             raise OptionError(f"scalar {key!r} can't be set with resumed={resumed}: this run has set it otherwise.")
 
     def get_scalar(self, key: str) -> HistoryBuffer:
-        """The history of a scalar.
+        """Return the history of a scalar.
 
         Raises:
             UnknownScalarError: it has none; this is a ``KeyError``.
@@ -551,7 +551,7 @@ class MessageHub:
         self.update_info(key, _Asked(read), resumed=False)
 
     def get_info(self, key: str, default: Any = None) -> Any:
-        """The info itself, not a copy, or *default* where there is none."""
+        """Return the info itself, not a copy, or *default* where there is none."""
         return self.runtime_info.get(key, default)
 
     def pop_info(self, key: str, default: Any = None) -> Any:

@@ -43,11 +43,11 @@ class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ig
     name, level, handlers = "eventrunner", logging.DEBUG, ()
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
-        """Whether the file has events of that level."""
+        """Return whether the file has events of that level."""
         return level >= self.level
 
     def getEffectiveLevel(self) -> int:  # noqa: N802
-        """The least level that the file has."""
+        """Return the least level that the file has."""
         return self.level
 
     def log(self, level: int, event: Any, *args: Any, **fields: Any) -> None:
@@ -172,7 +172,7 @@ class _Sink:
 
 
 def shown(value: Any) -> str:
-    """A value as a line shows it: floats between 0.01 and 10,000 with four digits, so that columns stay in line."""
+    """Return a value as a line shows it: floats between 0.01 and 10,000 with four digits, to keep columns in line."""
     if isinstance(value, Path):
         return shown_path(value)
     if not isinstance(value, float) or not math.isfinite(value):
@@ -191,7 +191,7 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 def headed(head: str, *parts: str) -> str:
-    """A line whose parts begin in one column, below those of other lines with short headings."""
+    """Return a line whose parts begin in one column, below those of other lines with short headings."""
     return f"{head:<11} {'   '.join(part for part in parts if part)}".rstrip()
 
 
@@ -231,13 +231,13 @@ def _key(key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value with what would move the cursor spelt out; the renderer does so with line breaks."""
+    """Spell out what would move the cursor in a value; the renderer does so with line breaks."""
     text = f"{value:.6g}" if isinstance(value, float) else shown_path(value) if isinstance(value, Path) else str(value)
     return text if text.isprintable() else _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """The text with plain signs where the stream can't encode it, so that a line never fails for a star."""
+    """Put plain signs where the stream can't encode the text's, so that a line never fails for a star."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

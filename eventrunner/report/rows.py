@@ -105,7 +105,7 @@ def _end_torn_line(path: Path) -> None:
 
 
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines that are rows, as text and parsed."""
+    """Yield the lines that are rows, as text and parsed."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             row = json.loads(line)

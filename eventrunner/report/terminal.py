@@ -264,15 +264,15 @@ def _say_saves(runner: Run) -> None:
     last = runner.message_hub.get_info("last_ckpt")
     said = (
         f"{saves['committed']} of {saves['requested']} committed, {size(saves['bytes'])} in {duration(saves['took'])}, "
-        f"training held up {duration(saves['stall'])}"
+        f"training blocked {duration(saves['blocked'])}"
     )
-    times = {"took": round(saves["took"], 3), "stall": round(saves["stall"], 6)}
+    times = {"took": round(saves["took"], 3), "blocked": round(saves["blocked"], 6)}
     fields = {**saves, **times, **({"path": Path(last)} if last else {})}
     runner.logger.info("saves", **fields, line=headed("saves", said, shown_path(last) if last else ""))
 
 
 def _say_account(runner: Run, account: RunAccount) -> None:
-    """The table on a terminal, an event for each of its receivers in a pipe; and what would make one cheaper."""
+    """Say the table on a terminal, an event for each of its receivers in a pipe; and what would make one cheaper."""
     rows = account.chosen(_MOST_RECEIVERS)
     table = account.table(rows)
     for row, line in zip([None, *rows], table, strict=True):
@@ -280,8 +280,8 @@ def _say_account(runner: Run, account: RunAccount) -> None:
         if row is not None:
             fields = {"receiver": row.name, "calls": row.calls, "inline": round(row.inline, 6)}
             fields |= {"estimated": True} if row.estimated else {}
-        if row is not None and row.beside:
-            fields |= {"beside": round(row.beside, 6), "waited": round(sum(row.waits.values()), 6)}
+        if row is not None and row.background:
+            fields |= {"background": round(row.background, 6), "waited": round(sum(row.waits.values()), 6)}
         runner.logger.info("time", **fields, line=headed("time" if row is None else "", line))
     for row in account.rows:
         if row.hint:
@@ -301,7 +301,7 @@ def _next_steps(runner: Run, bests: list[str]) -> list[str]:
 
 
 def _last_of_use(runner: Run) -> str:
-    """The newest checkpoint that the run has saved; or if its weights aren't numbers, the newest of which they are."""
+    """Return the newest checkpoint that the run has saved; if its weights aren't numbers, the newest with such."""
     last: str = runner.message_hub.get_info("last_ckpt", "")
     if not last or runner.session.saver is None or all(save.finite for save in runner.session.saver.saves):
         return last
@@ -310,7 +310,7 @@ def _last_of_use(runner: Run) -> str:
 
 
 def _say_resume(runner: Run) -> None:
-    """The last line, whatever the ending: where the run would go on if it were resumed, and what that loses."""
+    """Say where the run would go on if it were resumed, and what that loses: the last line, whatever the ending."""
     abandoned = abandoned_in(runner.work_dir)
     saved = [each for _, each in listing(runner.checkpoint_dir).complete if is_of_use(each)]
     step = next((each.step for each in reversed(saved) if not abandoned(each)), 0)

@@ -21,7 +21,7 @@ from eventrunner.version import __version__
 
 __all__ = ["RunSource", "gather", "kinds_of", "open_saver", "readers", "save_now", "stateful_hooks"]
 
-_COUNTS = ("requested", "committed", "failed", "bytes", "took", "stall")
+_COUNTS = ("requested", "committed", "failed", "bytes", "took", "blocked")
 
 
 class RunSource:
@@ -71,7 +71,7 @@ class RunSource:
         if save.mode != "link":
             size = sum(file.stat().st_size for file in path.iterdir()) if path is not None and path.is_dir() else 0
             took, committed = save.ended - save.began, path is not None
-            self._count(committed=committed, failed=not committed, bytes=size, took=took, stall=save.stall)
+            self._count(committed=committed, failed=not committed, bytes=size, took=took, blocked=save.stall)
         if path is not None:
             self._run.call_hook("after_commit_checkpoint", path=path, step=save.step)
 
