@@ -28,7 +28,7 @@ from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_ste
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
 from eventrunner.files.lock import FolderLock
 from eventrunner.lanes.lanes import Lanes
-from eventrunner.lanes.signals import Asked, preemptible
+from eventrunner.lanes.signals import StopRequest, preemptible
 from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
 from eventrunner.training.position import DataPosition
@@ -94,7 +94,7 @@ class Checkpointer:
         self._resumed = self._entered = False
         self._counted = True  # the batch under way, as far as there is one
         self._rng: dict[str, Any] | None = None
-        self._word: list[Asked] = []
+        self._word: list[StopRequest] = []
         self._saver = self._source.saver = Saver(Store(self.folder), self._source, mode=mode, format=format)
         self._lanes = Lanes(deadline=deadline)
         self._stack = contextlib.ExitStack()
@@ -248,7 +248,7 @@ class Checkpointer:
         if not self._lanes.is_open:
             raise OptionError(f"Checkpointer.{call} was called outside of its with block; do so within it.")
 
-    def _leave_word(self, asked: Asked) -> None:
+    def _leave_word(self, asked: StopRequest) -> None:
         """In a signal's handler: a job that hangs mustn't bar the way to the next batch or save."""
         self._word.append(asked)
         if asked.interrupted:  # and whoever waits for too long interrupts again

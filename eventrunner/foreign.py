@@ -220,7 +220,7 @@ def _hint(table: Mapping[str, Foreign], name: str) -> str | None:
 
 
 def site_hint(name: str) -> str | None:
-    """What a foreign site is called here, or None: *that is Lightning's name; here it is 'after_train_epoch'*.
+    """Return what a foreign site is called here, or None: *that is Lightning's name; here it is 'after_train_epoch'*.
 
     Ignite's and Composer's are known as attributes (``Events.STARTED``, ``Event.EPOCH_END``) and as bare names too, in
     either case.
@@ -230,15 +230,15 @@ def site_hint(name: str) -> str | None:
 
 
 def argument_hint(name: str) -> str | None:
-    """What is passed to ``Runner`` in place of a foreign argument, or None."""
+    """Return what is passed to ``Runner`` in place of a foreign argument, or None."""
     return _hint(ARGUMENTS, name)
 
 
 def method_hint(name: str) -> str | None:
-    """What ``Runner`` has in place of a foreign method or attribute, or None."""
+    """Return what ``Runner`` has in place of a foreign method or attribute, or None."""
     return _hint(METHODS, name)
 
 
 def private_hint(hook: str, name: str) -> str | None:
-    """What there is in place of a foreign private method of a built-in hook, or None."""
+    """Return what there is in place of a foreign private method of a built-in hook, or None."""
     return _hint(PRIVATE.get(hook, {}), name)

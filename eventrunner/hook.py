@@ -96,7 +96,7 @@ class Hook:
     priority: int | str | Priority = "NORMAL"
     mutates: tuple[str, ...] | None = None
     stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
-    """The sites of a run, in the order in which a run passes them."""
+    """The sites of a run, in the order in which a run emits them."""
 
     def check_run(self, runner: Run) -> None:
         """No site: called when the hook is registered, before it is connected; raise where the run doesn't suit it."""
@@ -110,7 +110,7 @@ class Hook:
     def own_tensors(self) -> Iterable[Tensor]:
         """No site: tensors of the hook's state that only its own receivers change, which say so with ``mutates``.
 
-        A save may copy them beside the training. Other tensors of a hook are copied before training goes on.
+        A save may copy them in the background. Other tensors of a hook are copied before training goes on.
         """
         return ()
 
@@ -118,7 +118,7 @@ class Hook:
         """Before anything else of ``train()``, ``val()`` or ``test()``."""
 
     def after_load_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint was read; what is changed in *checkpoint* now is what the run takes from it."""
+        """React to a checkpoint that was read; what is changed in it now is what the run takes from it."""
 
     def before_train(self, runner: Run) -> None:
         """Before the first epoch, or the one that a resumed run goes on with."""
@@ -132,10 +132,10 @@ class Hook:
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="train")
 
     def before_optimizer_step(self, runner: Run) -> None:
-        """Gradients are complete and unscaled, not yet clipped."""
+        """React to gradients that are complete and unscaled, not yet clipped."""
 
     def after_optimizer_step(self, runner: Run) -> None:
-        """The weights have changed, the gradients are still there."""
+        """React to weights that have changed; the gradients are still there."""
 
     def after_train_iter(
         self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: dict[str, Any] | None = None
@@ -175,10 +175,10 @@ class Hook:
         """Before *checkpoint* is saved; what is changed in it now is what is saved. Its tensors are the live ones."""
 
     def after_commit_checkpoint(self, runner: Run, path: Any, step: int) -> None:
-        """The checkpoint at *path* is complete and durable; it holds the state after *step* iterations."""
+        """React to the checkpoint at *path*, complete and durable, with the state after *step* iterations."""
 
     def on_log(self, runner: Run, scalars: dict[str, float], step: int) -> None:
-        """Plain floats by key, gathered after *step* iterations: what a tracker wants."""
+        """React to plain floats by key, gathered after *step* iterations: what a tracker wants."""
 
     def after_train(self, runner: Run) -> None:
         """After training, however it ended: see ``runner.stop_reason``."""
@@ -208,60 +208,60 @@ class Hook:
         """After a test."""
 
     def on_exception(self, runner: Run, exception: BaseException) -> None:
-        """The run is failing with *exception*, which propagates whatever is done here."""
+        """React to *exception*, which the run is failing with and which propagates whatever is done here."""
 
     def on_receiver_error(self, runner: Run, site: str, error: BaseException) -> None:
-        """A receiver failed while the run was failing already; its error goes no further than this."""
+        """React to the error of a receiver in a run that was failing already; it goes no further than this."""
 
     def after_run(self, runner: Run) -> None:
-        """The last site of all, passed on failure too."""
+        """Come last of all, on failure too."""
 
     def _before_epoch(self, runner: Run, mode: str = "train") -> None:
-        """The three ``before_*_epoch`` at once; *mode* is train, val or test."""
+        """Stand for the three ``before_*_epoch`` at once; *mode* is train, val or test."""
 
     def _after_epoch(self, runner: Run, mode: str = "train") -> None:
-        """The three ``after_*_epoch`` at once."""
+        """Stand for the three ``after_*_epoch`` at once."""
 
     def _before_iter(self, runner: Run, batch_idx: int, data_batch: Batch = None, mode: str = "train") -> None:
-        """The three ``before_*_iter`` at once."""
+        """Stand for the three ``before_*_iter`` at once."""
 
     def _after_iter(
         self, runner: Run, batch_idx: int, data_batch: Batch = None, outputs: Any = None, mode: str = "train"
     ) -> None:
-        """The three ``after_*_iter`` at once."""
+        """Stand for the three ``after_*_iter`` at once."""
 
     def every_n_epochs(self, runner: Run, n: int, start: int = 0) -> bool:
-        """Whether the epoch under way is number ``start``, ``start + n``, … counted from 1."""
+        """Return whether the epoch under way is number ``start``, ``start + n``, … counted from 1."""
         ahead = runner.epoch + 1 - start
         return ahead >= 0 and n > 0 and ahead % n == 0
 
     def every_n_train_iters(self, runner: Run, n: int, start: int = 0) -> bool:
-        """The same of the iteration under way."""
+        """Return the same of the iteration under way."""
         ahead = runner.iter + 1 - start
         return ahead >= 0 and n > 0 and ahead % n == 0
 
     def every_n_iters(self, runner: Run, n: int) -> bool:
-        """Whether the iteration under way is a multiple of *n*, counted from 1 over the whole run."""
+        """Return whether the iteration under way is a multiple of *n*, counted from 1 over the whole run."""
         return self.every_n_train_iters(runner, n)
 
     def every_n_inner_iters(self, batch_idx: int, n: int) -> bool:
-        """Whether the batch is a multiple of *n*, counted from 1 in its epoch."""
+        """Return whether the batch is a multiple of *n*, counted from 1 in its epoch."""
         return n > 0 and (batch_idx + 1) % n == 0
 
     def end_of_epoch(self, dataloader: Any, batch_idx: int) -> bool:
-        """Whether the batch is the last of *dataloader*, which must have a length."""
+        """Return whether the batch is the last of *dataloader*, which must have a length."""
         return bool(batch_idx + 1 == len(dataloader))
 
     def is_last_train_epoch(self, runner: Run) -> bool:
-        """Whether the epoch under way is the last one planned."""
+        """Return whether the epoch under way is the last one planned."""
         return runner.epoch + 1 == runner.max_epochs
 
     def is_last_train_iter(self, runner: Run) -> bool:
-        """Whether the iteration under way is the last one planned."""
+        """Return whether the iteration under way is the last one planned."""
         return runner.iter + 1 == runner.max_iters
 
     def get_triggered_stages(self) -> list[str]:
-        """The sites of a run that this hook implements, in the order of :attr:`stages`."""
+        """Return the sites of a run that this hook implements, in the order of :attr:`stages`."""
         return [name for name in self.stages if _is_method(self, name) and _source(self, name)]
 
 
@@ -426,7 +426,7 @@ def _nobody() -> None:
 
 
 def _takes_in_order(fan_in: Receiver, payload: Sequence[str]) -> bool:
-    """Whether an emission can call it by position, as the method of ``Hook`` that would call it does."""
+    """Return whether an emission can call it by position, as the method of ``Hook`` that would call it does."""
     parameters = inspect.signature(fan_in).parameters
     by_keyword = any(each.kind is each.KEYWORD_ONLY for each in parameters.values())
     return tuple(parameters) == ("runner", *payload, "mode") and is_plain(fan_in) and not by_keyword
@@ -445,7 +445,7 @@ def _is_method(hook: Any, name: str) -> bool:
 
 
 def _source(hook: Any, name: str) -> str | None:
-    """The method in which *hook* has its own code for *name*: the one of that name, or the fan-in one behind it."""
+    """Return the method that has the hook's own code for *name*: that of the name, or the fan-in one behind it."""
     candidates = [name, *(private for private, sites in _FAN_IN.items() if name in sites)]
     return next((candidate for candidate in candidates if _overrides(hook, candidate)), None)
 
@@ -543,7 +543,7 @@ def _near_miss(name: str, sites: tuple[str, ...]) -> str:
 
 
 def _is_slip(name: str, site: str) -> bool:
-    """Whether one letter too many, too few or wrong, or two in the wrong order, make *name* of *site*."""
+    """Return whether one letter too many, too few or wrong, or two in the wrong order, make *name* of *site*."""
     if abs(len(name) - len(site)) > 1:  # most pairs, and there are a thousand in a run's hooks
         return False
     start = len(os.path.commonprefix((name, site)))  # noqa: RUF071  # of letters, as is meant here

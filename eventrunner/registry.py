@@ -21,7 +21,7 @@ def _place(cls: type) -> str:
 
 
 def _names(cls: type, name: str | Sequence[str] | None) -> list[str]:
-    """The names to register a class under; its own where none is given."""
+    """Return the names to register a class under; its own where none is given."""
     names = [cls.__name__] if name is None else [name] if isinstance(name, str) else list(name)
     if not names or not all(isinstance(each, str) and each for each in names):
         raise OptionError(f"{_place(cls)} can't be registered under {name!r}: a name is a str that isn't empty.")

@@ -21,7 +21,7 @@ from eventrunner.bus.priority import Priority
 from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.hook import Hook, HookHandle
-from eventrunner.hooks.run_hooks import Roster
+from eventrunner.hooks.run_hooks import RunHooks
 from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.report.account import RunAccount, account_of, begin_trace
 from eventrunner.report.history import MessageHub
@@ -193,7 +193,7 @@ class Runner:
         self.bus = default_bus if bus is None else bus
         self.ledger, self.offloading = Ledger(), Offloading.parse(offload)
         self.emitters = self.bus.emitters(self, self.ledger)
-        self.session, self.progress, self.roster = Session(), Progress(), Roster(self)
+        self.session, self.progress, self.run_hooks = Session(), Progress(), RunHooks(self)
 
     def _init_randomness(self, randomness: Randomness) -> None:
         self.deterministic = randomness.deterministic
@@ -310,7 +310,7 @@ class Runner:
     @property
     def hooks(self) -> list[Hook]:
         """The registered hooks in order of priority, then of registration."""
-        return self.roster.hooks()
+        return self.run_hooks.hooks()
 
     # Receivers
 
@@ -332,25 +332,25 @@ class Runner:
             HookError: neither a hook nor a dict, or a method that no site calls.
             OptionError: a type or option that there isn't, or a value that can't be.
         """
-        return self.roster.add(hook, priority)
+        return self.run_hooks.add(hook, priority)
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Register the six default hooks with *hooks* in place of those it names."""
-        self.roster.add_defaults(hooks)
+        self.run_hooks.add_defaults(hooks)
 
     def register_custom_hooks(self, hooks: Sequence[Any]) -> None:
         """Register *hooks* in order."""
-        self.roster.add_custom(hooks)
+        self.run_hooks.add_custom(hooks)
 
     def register_hooks(
         self, default_hooks: Mapping[str, Any] | None = None, custom_hooks: Sequence[Any] | None = None
     ) -> None:
         """Register the default hooks, then the custom ones; where one is refused, none stays."""
-        self.roster.add_all(default_hooks, custom_hooks)
+        self.run_hooks.add_all(default_hooks, custom_hooks)
 
     def begin_hooks(self) -> None:
         """Have the hooks that another run was given, and has used since, begin afresh in this one."""
-        self.roster.begin()
+        self.run_hooks.begin()
 
     def get_hooks_info(self) -> str:
         """Return the receivers of this run by site, in the order in which they run."""

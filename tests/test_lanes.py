@@ -60,13 +60,13 @@ def poll(condition: Callable[[], object]) -> None:
 
 def join(lanes: Lanes) -> None:
     """Wait for the threads of lanes that were given up."""
-    assert lanes._loop.shared.loop is not None
-    lanes._loop.shared.loop.join(20)
-    assert not lanes._loop.shared.loop.is_alive()
+    assert lanes._loop.state.loop is not None
+    lanes._loop.state.loop.join(20)
+    assert not lanes._loop.state.loop.is_alive()
 
 
 def somebody_waits_for(lanes: Lanes, lane: str) -> bool:
-    return bool(lanes._lanes[lane].gates)
+    return bool(lanes._lanes[lane].waiters)
 
 
 def leave(kind: type[BaseException], block: Callable[[Lanes], None], **options: Any) -> Any:
@@ -747,12 +747,12 @@ def test_a_job_whose_token_was_lost_to_an_interrupt_is_still_done() -> None:
         lanes.submit(Task(done.append, "a"), (1,))
         lanes.flush()
         lane = lanes._lanes["a"]
-        (tally,) = lanes._tallies.values()
-        lane.jobs.append(Job(tally, (2,), None, "", 0.0, copy_context(), number=2))
+        (stats,) = lanes._stats.values()
+        lane.jobs.append(Job(stats, (2,), None, "", 0.0, copy_context(), number=2))
         lane.number = 2
         lanes.flush()
         assert done == [1, 2]
-        lane.jobs.append(Job(tally, (3,), None, "", 0.0, copy_context(), number=3))
+        lane.jobs.append(Job(stats, (3,), None, "", 0.0, copy_context(), number=3))
     assert done == [1, 2, 3]
 
 
@@ -1189,7 +1189,7 @@ def test_what_is_queued_when_a_deadline_passes_is_told_and_given_up() -> None:
     with pytest.raises(LaneError, match="it is closed"):
         lanes.submit(task, (3,))
     held.go.set()
-    lanes._lanes["b"].running.tally.task.call.go.set()  # type: ignore[union-attr]
+    lanes._lanes["b"].running.stats.task.call.go.set()  # type: ignore[union-attr]
     join(lanes)
     assert done == []
 
@@ -1384,7 +1384,7 @@ def test_ctrl_c_while_waiting_comes_through_at_once_and_the_rest_is_still_done(b
     """The interrupt arrives while the job runs on, and the program ends by it, after all jobs."""
     program = script(f"""
         def first():
-            while not lanes._lanes["a"].gates:
+            while not lanes._lanes["a"].waiters:
                 time.sleep(0.001)
             say("waiting")
             say("first", sys.stdin.readline().strip())
@@ -1416,7 +1416,7 @@ def test_a_second_ctrl_c_gives_up_the_draining_and_says_what_is_lost() -> None:
     program = script("""
         def first():
             sys.stdin.readline()
-            while not lanes._lanes["a"].gates:
+            while not lanes._lanes["a"].waiters:
                 time.sleep(0.001)
             say("draining")
             threading.Event().wait()
@@ -1481,7 +1481,7 @@ def test_lanes_whose_event_loop_gets_no_thread_take_no_more_jobs(no_more_threads
     with Lanes() as lanes:
         go = threading.Event()
         loop = threading.Thread(target=lambda: go.wait(20) and lanes._loop.run())
-        lanes._loop.shared.loop = loop
+        lanes._loop.state.loop = loop
         loop.start()
         lanes.submit(Task(boom, "a"))
         no_more_threads()

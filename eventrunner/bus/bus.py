@@ -67,7 +67,7 @@ class Bus:
         Args:
             name: An identifier that is not an attribute of ``Bus``.
             payload: The names of its keyword arguments; None leaves them open.
-            doc: When it is passed.
+            doc: When it is emitted.
             unit: What ``every=`` counts at it: ``sender.epoch``, ``sender.iter`` or, by default, the emissions.
 
         Raises:
@@ -92,11 +92,11 @@ class Bus:
         return known
 
     def draft(self, name: str) -> Site:
-        """A site that isn't declared, to check what would be connected to it if it were."""
+        """Return a site that isn't declared, to check what would be connected to it if it were."""
         return Site(name=name, context=self._context.draft())
 
     def find(self, name: str | Site, attempt: str) -> Site:
-        """The site called *name*; *attempt* says in an error what was being done, and where.
+        """Return the site called *name*; *attempt* says in an error what was being done, and where.
 
         Raises:
             UnknownSiteError: there is none; names the nearest, or what another framework's name is called here.
@@ -134,7 +134,7 @@ class Bus:
         return connect
 
     def emitters(self, sender: Any, ledger: Ledger | None = None) -> Emitters:
-        """The compiled emissions for *sender*, kept current for as long as the returned object lives.
+        """Return the compiled emissions for *sender*, kept current for as long as the returned object lives.
 
         With a *ledger*, what each receiver costs is written there.
         """
@@ -148,7 +148,7 @@ class Bus:
     def open_lanes(
         self, sender: Any = None, *, lanes: Lanes | None = None, backend: str = "asyncio", deadline: float = 600.0
     ) -> contextlib.AbstractContextManager[Lanes]:
-        """Run offloaded receivers beside their sender within a ``with`` block; a run opens its own.
+        """Run offloaded receivers in the background within a ``with`` block; a run opens its own.
 
         However the block is left, what is in the lanes is done first, and what failed there is raised. Outside of
         such a block an offloaded receiver is called at once.
@@ -167,7 +167,7 @@ class Bus:
 
     @property
     def guards(self) -> list[Callable[[], Any]]:
-        """Called before an inline receiver that may write to what is being copied; whoever copies adds one."""
+        """Called before an inline receiver that may write to what is being copied; what copies adds one."""
         return self._context.guards
 
     def wait_for_copies(self) -> None:
@@ -180,7 +180,7 @@ class Bus:
             site.refresh()
 
     def describe(self, sender: Any = ANY) -> Plan:
-        """What would run for *sender* (default: all that is connected), site by site in order."""
+        """Return what would run for *sender* (default: all that is connected), site by site in order."""
         return Plan.of(
             connection
             for site in self
@@ -194,7 +194,7 @@ class Bus:
         return plan
 
     def state_dict(self, sender: Any) -> dict[str, Any]:
-        """The state of the filters that *sender*'s emissions pass through, by site and receiver."""
+        """Return the state of the filters that *sender*'s emissions pass through, by site and receiver."""
         return {key: found.state_dict(sender) for key, found in self._filters(sender)}
 
     def load_state_dict(self, sender: Any, state: dict[str, Any]) -> None:

@@ -35,8 +35,8 @@ class Connection:
     ``awaits`` says that the receiver is an ``async def``. ``task`` is what an emission puts into a lane instead of
     calling the receiver; None where that runs inline. ``shortcut`` is what the receiver merely passes its arguments on
     to: a function, the payload that it takes behind the sender, and a word that it takes last. ``sender`` is held only
-    where it can't be referred to weakly, lest another object get its id. ``elsewhere`` has the names that other sites'
-    payloads have: no parameter of such a name takes the sender.
+    where it can't be referred to weakly, so that no other object gets its id. ``elsewhere`` has the names that other
+    sites' payloads have: no parameter of such a name takes the sender.
     """
 
     target: Receiver | weakref.ref[Receiver]
@@ -75,11 +75,11 @@ class Connection:
 
     @property
     def barrier(self) -> str:
-        """The site that isn't passed until the lane is done; empty where there is none."""
+        """The site that isn't emitted until the lane is done; empty where there is none."""
         return self.options.lane.barrier if self.task is not None else ""
 
     def read(self, given: Collection[str]) -> tuple[Wants, Wants]:
-        """What the receiver and its ``when`` want of an emission that carries *given*.
+        """Return what the receiver and its ``when`` want of an emission that carries *given*.
 
         Read from their signatures once; where the payload is open, once for each that is given.
 
@@ -192,7 +192,7 @@ class Table:
         return sum(map(len, self._by_sender.copy().values()))
 
     def get(self, key: Key) -> Connection | None:
-        """The connection of a receiver and a sender, if there is one."""
+        """Return the connection of a receiver and a sender, if there is one."""
         return self._by_sender.get(key[1], {}).get(key[0])
 
     def put(self, key: Key, connection: Connection | None) -> None:
@@ -222,29 +222,29 @@ class Table:
                 self._barrier_changed(barrier)
 
     def has_sender(self, sender_id: Hashable) -> bool:
-        """Whether anything is connected to just this sender."""
+        """Return whether anything is connected to just this sender."""
         return sender_id in self._by_sender
 
     def senders(self) -> list[Hashable]:
-        """The identities of the senders that something is connected to, anybody's left out."""
+        """Return the identities of the senders that something is connected to, anybody's left out."""
         return [sender_id for sender_id in self._by_sender.copy() if sender_id != self.anybody]
 
     def reaches(self, sender_id: Hashable) -> bool:
-        """Whether an emission by this sender would reach a receiver."""
+        """Return whether an emission by this sender would reach a receiver."""
         return self.anybody in self._by_sender or sender_id in self._by_sender
 
     def reached_by(self, sender_id: Hashable) -> list[Connection]:
-        """The connections that this sender reaches, in the order in which they run."""
+        """Return the connections that this sender reaches, in the order in which they run."""
         chosen = {**self._by_sender.get(self.anybody, {}), **self._by_sender.get(sender_id, {})}
         return _in_order(chosen.values())
 
     def of_receiver(self, receiver_id: Hashable) -> dict[Key, Connection]:
-        """The connections of a receiver, by key."""
+        """Return the connections of a receiver, by key."""
         found = {(receiver_id, s): bucket.get(receiver_id) for s, bucket in self._by_sender.copy().items()}
         return {key: connection for key, connection in found.items() if connection is not None}
 
     def of_sender(self, sender_id: Hashable) -> list[Key]:
-        """The keys of the connections to just this sender."""
+        """Return the keys of the connections to just this sender."""
         return [(receiver_id, sender_id) for receiver_id in self._by_sender.get(sender_id, {}).copy()]
 
     def all(self) -> list[Connection]:

@@ -1,4 +1,4 @@
-"""What the sites of a bus share, and how an emission reaches a receiver that runs beside its sender.
+"""What the sites of a bus share, and how an emission reaches a receiver that runs in the background.
 
 The sender's thread freezes what the receiver named and puts it into a lane; where no lanes are open for the sender,
 the receiver is called at once, with arguments that are frozen all the same.
@@ -31,8 +31,8 @@ class Changes:
 
     Emissions take no part in this: they read what is only ever replaced whole.
 
-    A collection of garbage drops weak connections at almost any moment, in any thread, and amid a change of that very
-    thread. It can't wait for its turn there, so what it has to do is left to whoever is at it, or comes next.
+    A collection of garbage drops weak connections at almost any moment, in any thread, and during a change of that
+    very thread. It can't wait for its turn there, so what it has to do is left to the thread that is at it, or next.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Changes:
     def _look_after(self) -> None:
         while self._left and self._lock.acquire(blocking=False):
             try:
-                if self._depth:  # this thread is amid a change, at the end of which it is done
+                if self._depth:  # a change of this thread is under way, at the end of which it is done
                     return
                 self._depth = 1
                 try:
@@ -112,7 +112,7 @@ class Context:
         self.names |= frozenset(payload)
 
     def barrier_changed(self, site: str) -> None:
-        """A lane is now waited for at *site*, or no longer."""
+        """Take note that a lane is now waited for at *site*, or no longer."""
         self.has_barriers = True
         if site in self._sites:
             self._sites[site][1]()
@@ -138,7 +138,7 @@ class Context:
             )
 
     def barriers_at(self, site: str, sender_id: Hashable) -> list[str]:
-        """The lanes that are to be done before *sender* passes *site*."""
+        """Return the lanes that are to be done before *sender* emits *site*."""
         if not self.has_barriers:  # it is asked at each connection
             return []
         sites = tuple(self._sites.values())
@@ -176,13 +176,13 @@ class Context:
                 del self._lanes[key]
 
     def lanes_of(self, sender: Any) -> Lanes | None:
-        """The open lanes that serve *sender*, its own or anybody's."""
+        """Return the open lanes that serve *sender*, its own or anybody's."""
         if not self._lanes:
             return None
         return self._lanes.get(self._identity(sender)) or self._lanes.get(self._anybody)
 
     def offloader(self, connection: Connection) -> Callable[..., None]:
-        """What stands in a plan for an offloaded receiver: called with the sender, then as the receiver would be."""
+        """Return what a plan calls instead of an offloaded receiver: with the sender, then as it would call that."""
         task = connection.task
         assert task is not None  # the plan asks for offloaded ones only
 
@@ -217,7 +217,7 @@ def _view(sender: Any) -> Any:
 
 
 def freeze(value: Any) -> Any:
-    """A copy of *value* that its owner can no longer change.
+    """Return a copy of *value* that its owner can no longer change.
 
     Tensors are detached and copied to the host, which waits for the device that computes them; containers are copied
     with what is in them. Numbers, strings, paths, functions, classes and exceptions are handed over as they are;

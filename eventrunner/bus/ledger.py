@@ -214,7 +214,7 @@ class Samples:
         self._untimed += len(whole)
 
     def _key(self, seconds: float) -> int:
-        """That of a stratum: of the usual emissions, or of long ones within a factor of four."""
+        """Return that of a stratum: of the usual emissions, or of long ones within a factor of four."""
         return _USUAL if seconds <= self._limit else math.frexp(seconds)[1] // 2
 
     def _stratum(self, key: int) -> _Stratum:
@@ -241,7 +241,7 @@ def _taken(latest: list[Any]) -> list[Any]:
 
 
 def _seconds(moments: Moments, receiver: int) -> float:
-    """What an emission took of a receiver: nothing, where one before it failed."""
+    """Return what an emission took of a receiver: nothing, where one before it failed."""
     began, ended = moments[2 * receiver : 2 * receiver + 2]
     return 0.0 if ended is None else float(ended - began)
 
@@ -259,7 +259,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.spans: deque[InlineSpan] | None = None
-        self.adding = threading.RLock()  # a collection of garbage may end another plan's samples amid it
+        self.adding = threading.RLock()  # a collection of garbage may end another plan's samples during it
         self._cells: dict[tuple[str, str, str], _Cell] = {}
         self._samples: weakref.WeakSet[Samples] = weakref.WeakSet()
 
@@ -270,7 +270,7 @@ class Ledger:
         self.spans = deque(maxlen=_MOST_SPANS) if self.spans is None else self.spans
 
     def recorded(self) -> list[InlineSpan]:
-        """The calls that were recorded, site by site in order."""
+        """Return the calls that were recorded, site by site in order."""
         self._aggregated()
         return list(self.spans or ())
 
@@ -289,14 +289,14 @@ class Ledger:
         conditional: Collection[int] = (),
         switch: Callable[[bool], None] | None = None,
     ) -> Samples:
-        """What a plan that calls these inline takes its times in; see :class:`Samples`."""
+        """Return what a plan that calls these inline takes its times in; see :class:`Samples`."""
         keys = [(each.name, each.location, each.site) for each in connections]
         samples = Samples([self._cells.setdefault(key, _Cell(*key)) for key in keys], self, conditional, switch)
         self._samples.add(samples)
         return samples
 
     def entries(self) -> list[Entry]:
-        """The accounts of all receivers that were called, the costliest first."""
+        """Return the accounts of all receivers that were called, the costliest first."""
         more: defaultdict[_Cell, float] = defaultdict(float)
         for samples in self._aggregated():
             for cell, seconds in samples.estimates():

@@ -61,7 +61,7 @@ class Options:
 
     @property
     def may_write(self) -> bool:
-        """Whether it may change what a save copies beside the training; gradients aren't, they are copied at once."""
+        """Whether it may change what a save copies in the background; gradients aren't, they are copied at once."""
         return self.mutates is None or bool(set(self.mutates) - {"gradients"})
 
     @property
@@ -70,7 +70,7 @@ class Options:
         return self.every != 1 or self.period > 0 or self.start > 0 or self.once
 
     def described(self, unit: Unit) -> str:
-        """The filters in words, for a plan; empty where there are none."""
+        """Return the filters in words, for a plan; empty where there are none."""
         words = []
         if self.every != 1:
             words.append(f"every {self.every} {unit}s")
@@ -174,7 +174,7 @@ class Filter:
         self._shared = FilterState(self._began)
 
     def of(self, sender: Any) -> FilterState:
-        """What is remembered of *sender*."""
+        """Return what is remembered of *sender*."""
         try:
             return self._states[sender]
         except KeyError:
@@ -184,7 +184,7 @@ class Filter:
             return self._shared
 
     def passes(self, sender: Any) -> bool:
-        """Whether this emission may pass; counts it. MMEngine's rule: ``start``, ``start + every``, …, from 1."""
+        """Count an emission; return whether it may pass: ``start``, ``start + every``, …, from 1, as in MMEngine."""
         state, options = self.of(sender), self.options
         if state.done:
             return False
@@ -196,14 +196,14 @@ class Filter:
         return not options.period or time.monotonic() - state.last >= options.period
 
     def fired(self, sender: Any) -> None:
-        """The receiver is about to run: every other filter has let the emission pass too."""
+        """Take note that the receiver is about to run: every other filter has let the emission pass too."""
         state = self.of(sender)
         state.done = self.options.once
         if self.options.period:
             state.last = time.monotonic()
 
     def state_dict(self, sender: Any) -> dict[str, Any]:
-        """The counts, and the seconds since the last pass."""
+        """Return the counts, and the seconds since the last pass."""
         state = self.of(sender)
         return {"seen": state.seen, "done": state.done, "elapsed": time.monotonic() - state.last}
 

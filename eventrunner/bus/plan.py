@@ -199,7 +199,7 @@ class _Source:
         return connection.awaits is (self.mode is SEND)
 
     def _condition(self, index: int, connection: Connection) -> tuple[list[str], list[str]]:
-        """The lines that come first, and on what it depends whether it is called."""
+        """Return the lines that come first, and on what it depends whether it is called."""
         setup, tests = [], []
         if connection.weak:
             self.namespace[f"reference_{index}_"] = connection.target
@@ -247,7 +247,7 @@ class _Source:
         return [*begin, call, f"{ended} = clock_()"]
 
     def _counted(self, call: str, before: list[str], is_conditional: bool) -> list[str]:
-        """A call in an emission that is timed as a whole; a conditional one is timed for itself."""
+        """Return a call in an emission that is timed as a whole; a conditional one is timed for itself."""
         receiver, self._inline = self._inline, self._inline + 1
         if is_conditional:
             return [*before, "now_ = clock_()", call, f"hit_(({receiver}, clock_() - now_))"]
@@ -263,7 +263,7 @@ class _Source:
         self.lines += [f"take_({what})", f"if len(taken_) >= {samples.size(self.whole)}: turn_()"]
 
     def _source(self, index: int, connection: Connection) -> str:
-        """The call itself, and what becomes of its result."""
+        """Return the call itself, and what becomes of its result, as source text."""
         receiver, wants, shortcut = f"receiver_{index}_", connection.read(self.given)[0], connection.shortcut
         if self.mode.wrapper:
             function = f"wrapper_({receiver})" if self._is_of_other_kind(connection) else receiver
@@ -365,7 +365,7 @@ class _Plans(dict[Hashable, Emit]):
 
 @dataclass(slots=True)
 class _Way:
-    """The plans of a site in one mode; those of old are left to whoever is at them when the connections change."""
+    """The plans of a site in one mode; old ones are left to the threads that are at them when connections change."""
 
     plans: _Plans
 
@@ -561,7 +561,7 @@ class _Uncompiled:
 
 
 def checked_payload(site: str, payload: Iterable[str]) -> tuple[str, ...]:
-    """The names of a payload that is being declared.
+    """Return the names of a payload that is being declared.
 
     Raises:
         OptionError: a name that can't be one, or is there twice.
@@ -581,7 +581,7 @@ def checked_payload(site: str, payload: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_parameter(name: object) -> bool:
-    """Whether it can name a parameter, and is none that generated code uses itself."""
+    """Return whether it can name a parameter, and is none that generated code uses itself."""
     return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and not name.endswith("_")
 
 
@@ -621,7 +621,7 @@ class Plan:
 
     @classmethod
     def of(cls, connections: Iterable[Connection]) -> Plan:
-        """The plan of *connections*, which come site by site and in order."""
+        """Return the plan of *connections*, which come site by site and in order."""
         return cls(
             tuple(
                 PlanRow(

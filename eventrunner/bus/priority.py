@@ -27,7 +27,7 @@ class Priority(enum.IntEnum):
 
 
 def get_priority(value: int | str | Priority) -> int:
-    """The number of a priority given as number, name (in any case) or member.
+    """Return the number of a priority given as number, name (in any case) or member.
 
     Raises:
         OptionError: not an int between 0 and 100 and not one of the nine names; a bool is not an int here.

@@ -64,11 +64,11 @@ class Wants:
     rest: bool = True
 
     def missing(self, given: Iterable[str]) -> frozenset[str]:
-        """The names that the receiver can't do without and *given* lacks."""
+        """Return the names that the receiver can't do without and *given* lacks."""
         return self.required.difference(given)
 
     def source(self, function: str, sender: str, given: Collection[str], before: str = "") -> str:
-        """The source text of one call of *function*, with *before* in front of its arguments."""
+        """Return the source text of one call of *function*, with *before* in front of its arguments."""
         parts = [sender if name == SENDER else name for name in self._by_position(given)]
         parts += [f"{name}={name}" for name in self._by_keyword(given)]
         if self.keyword is not None and SENDER not in self._by_position(given):
@@ -184,13 +184,13 @@ class _Reader:
 
 
 def is_plain(receiver: Receiver) -> bool:
-    """Whether the signature is that of the very code that a call reaches: a wrapper might take keywords only."""
+    """Return whether the signature is that of the very code that a call reaches: a wrapper might take keywords only."""
     function = receiver.__func__ if type(receiver) is MethodType else receiver
     return type(function) is FunctionType and vars(function).keys().isdisjoint(("__wrapped__", "__signature__"))
 
 
 def _innermost(receiver: Receiver) -> Any:
-    """The function that a receiver comes down to: behind partials, wrappers, bound methods and callable objects."""
+    """Return the function behind partials, wrappers, bound methods and callable objects."""
     found: Any = receiver
     while isinstance(found, functools.partial):
         found = found.func
@@ -202,7 +202,7 @@ def _innermost(receiver: Receiver) -> Any:
 
 
 def label(receiver: Receiver) -> str:
-    """A short name of a receiver for messages and plans: the function's, or the class's of a callable object."""
+    """Return a short name of a receiver for messages and plans: the function's, or the class's of a callable object."""
     owner = getattr(receiver, "__self__", None)
     if owner is not None and not inspect.ismodule(owner):
         cls = owner if isinstance(owner, type) else type(owner)
@@ -222,7 +222,7 @@ def where(receiver: Receiver) -> str:
 
 
 def short_path(filename: str) -> str:
-    """A path relative to the package's folder or the working directory, if it lies below one of them."""
+    """Return a path relative to the package's folder or the working directory, if it lies below one of them."""
     for base in (_PACKAGE_PARENT, working_directory()):
         if filename.startswith(base + os.sep):
             return filename[len(base) + 1 :]

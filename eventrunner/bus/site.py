@@ -43,10 +43,10 @@ class Site(blinker.Signal):
 
     blinker's interface works as documented there, with these differences: receivers run in order of priority and
     then of connection; ``weak`` is False by default; ``connected_to`` takes back only what it connected; ``muted``
-    nests; a receiver gets only the arguments that it names. A receiver is let go with the last of its senders.
+    nests; a receiver gets only the arguments that it names. A receiver is released with the last of its senders.
 
     Args:
-        doc: When the site is passed.
+        doc: When it is emitted.
         name: Its name on the bus.
         payload: The names of the keyword arguments of an emission; None leaves them open, and then a receiver is
             checked at each emission against what that carries.
@@ -118,12 +118,12 @@ class Site(blinker.Signal):
         mutates: tuple[str, ...] | None = None,
         **lane_options: Any,
     ) -> F:
-        """Connect *receiver*, called when *sender* (default: anybody) passes this site; returns the receiver.
+        """Connect *receiver*, called when *sender* (default: anybody) emits this site; return the receiver.
 
         Connecting it again to the same sender replaces its options and keeps its place. During an emission, a change
         takes effect at the next one. On an error nothing has changed.
 
-        An offloaded receiver runs beside its sender, in a lane: jobs of one lane never overlap or overtake. It gets
+        An offloaded receiver runs in the background, in a lane: jobs of one lane never overlap or overtake. It gets
         frozen arguments: copies of containers and tensors, on the host, and instead of a Runner its ``RunView``. What
         it raises is raised to the sender at its next iteration, with a note of where it came from. ``send`` and
         ``send_async`` collect results, so they call every receiver themselves.
@@ -146,7 +146,7 @@ class Site(blinker.Signal):
                 for nothing. One that doesn't say is taken to write to anything: where a save is still copying
                 weights, it runs when they are copied.
             **lane_options: Of an offloaded receiver: ``lane``, the lane's name (by default each receiver has its
-                own); ``barrier``, a site that isn't passed until the lane is done; ``max_pending`` (1,000) jobs, and
+                own); ``barrier``, a site that isn't emitted until the lane is done; ``max_pending`` (1,000) jobs, and
                 what a further one does, ``on_full``: ``"wait"``, ``"coalesce"`` (take the newest one's place),
                 ``"drop_oldest"`` or ``"error"``; ``on_error``: ``"raise"``, ``"warn"`` or ``"disable_after=<k>"``;
                 ``retries`` (0); ``worker``: ``"thread"``, for what waits for disks and networks, or ``"process"``,
@@ -222,22 +222,22 @@ class Site(blinker.Signal):
                 self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
 
     def has_receivers_for(self, sender: Any) -> bool:
-        """Whether an emission by *sender* would reach a receiver."""
+        """Return whether an emission by *sender* would reach a receiver."""
         return self._table.reaches(ANY_ID if sender is ANY else identity(sender))
 
     def receivers_for(self, sender: Any) -> Generator[Receiver, None, None]:
-        """The live receivers that *sender* reaches, in the order in which they run."""
+        """Return the live receivers that *sender* reaches, in the order in which they run."""
         for connection in self.connections_for(sender):
             receiver = connection.receiver
             if receiver is not None:
                 yield receiver
 
     def connection(self, receiver: Receiver, sender: Any = ANY) -> Connection | None:
-        """The connection of a receiver to just this sender, or to anybody; None where there is none."""
+        """Return the connection of a receiver to just this sender, or to anybody; None where there is none."""
         return self._table.get(self._key(receiver, sender))
 
     def connections_for(self, sender: Any) -> list[Connection]:
-        """The connections that *sender* reaches, in the order in which they run; for ANY those to anybody."""
+        """Return the connections that *sender* reaches, in the order in which they run; for ANY those to anybody."""
         return self._table.reached_by(identity(sender))
 
     def all_connections(self) -> list[Connection]:
@@ -417,7 +417,7 @@ def _own_site(name: str, *payload: str) -> Site:
 
 
 def _has_own_id(sender: Any) -> bool:
-    """Whether nothing else can come to have the identity of *sender* while a connection to it lasts."""
+    """Return whether nothing else can come to have the identity of *sender* while a connection to it lasts."""
     if sender is ANY or isinstance(sender, str | int):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The catalogue of sites: their names, what they carry, and when the run passes them.
+"""The catalogue of sites: their names, what they carry, and when a run emits them.
 
 The first 22 are MMEngine's (``mmengine/hooks/hook.py``), with its names, payloads and order; its users' hooks depend
 on all three. The others were added for a reason that each states. ``runner`` is no part of a payload: it is the
@@ -74,7 +74,7 @@ RUN_SITES: tuple[SiteSpec, ...] = (
     SiteSpec(
         "after_train_epoch",
         (),
-        "An epoch is complete (by iterations: once, after the last). Not passed by an epoch that was stopped midway.",
+        "An epoch is complete (by iterations: once, after the last). Not emitted by an epoch that was stopped midway.",
         "epoch",
     ),
     SiteSpec("before_val", (), "A validation is about to begin, within training or by val()."),
@@ -120,7 +120,7 @@ RUN_SITES: tuple[SiteSpec, ...] = (
         "A receiver at site failed with error while the run was already failing, so the error doesn't propagate: the "
         "first failure must not be masked by a later one, and the later one must not be lost.",
     ),
-    SiteSpec("after_run", (), "The very last site of train(), val() or test(), passed on failure too."),
+    SiteSpec("after_run", (), "The very last site of train(), val() or test(), emitted on failure too."),
 )
 """The sites of a run; each is a method of ``Hook``."""
 

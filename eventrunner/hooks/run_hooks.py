@@ -18,7 +18,7 @@ from eventrunner.training.state import Stateful
 if TYPE_CHECKING:
     from eventrunner.run import Run
 
-__all__ = ["Roster"]
+__all__ = ["RunHooks"]
 
 _numbers = itertools.count()
 _ORIGIN = "_eventrunner_origin"  # the attribute of a hook that has its _Origin
@@ -32,7 +32,7 @@ class _Origin:
     state: Any
 
 
-class Roster:
+class RunHooks:
     """The hooks of *runner*, which are its bus's receivers as long as they are on it."""
 
     def __init__(self, runner: Run) -> None:
@@ -40,12 +40,12 @@ class Roster:
         self._handles: list[HookHandle] = []
 
     def hooks(self) -> list[Hook]:
-        """In order of priority, then of registration."""
+        """Return them in order of priority, then of registration."""
         live = [handle.hook for handle in self._handles if not handle.removed]
         return sorted(live, key=lambda hook: get_priority(hook.priority))
 
     def add(self, hook: Any, priority: int | str | Priority | None = None) -> HookHandle:
-        """See :meth:`eventrunner.runner.Runner.register_hook`."""
+        """Register a hook, as :meth:`eventrunner.runner.Runner.register_hook` says."""
         if isinstance(hook, Mapping):
             options = dict(hook)
             own = options.pop("priority", None)
@@ -87,7 +87,7 @@ class Roster:
         return was_elsewhere
 
     def add_defaults(self, hooks: Any) -> None:
-        """The six default hooks, with *hooks* in place of those that it names."""
+        """Register the six default hooks, with *hooks* in place of those that it names."""
         if hooks is not None and not isinstance(hooks, Mapping):
             raise HookError(f"default_hooks={hooks!r} is not a dict; write default_hooks=dict(checkpoint=…).")
         for name, hook in {**DEFAULT_HOOKS, **(hooks or {})}.items():
@@ -96,14 +96,14 @@ class Roster:
                 self.add(chosen)
 
     def add_custom(self, hooks: Any) -> None:
-        """Each of a list, in order."""
+        """Register each of a list, in order."""
         if not isinstance(hooks, list | tuple):
             raise HookError(f"custom_hooks={hooks!r} is not a list; write custom_hooks=[…].")
         for hook in hooks:
             self.add(hook)
 
     def add_all(self, default_hooks: Any, custom_hooks: Any) -> None:
-        """The default ones, then the custom ones; where one is refused, none stays."""
+        """Register the default ones, then the custom ones; where one is refused, none stays."""
         before = len(self._handles)
         try:
             self.add_defaults(default_hooks)
@@ -125,7 +125,7 @@ def _complete(hook: Hook) -> None:
 
 
 def _state_of(hook: Hook) -> Any:
-    """A copy of what a hook has to say of itself before a run; None where that is nothing yet."""
+    """Return a copy of what a hook has to say of itself before a run; None where that is nothing yet."""
     try:
         return copy.deepcopy(hook.state_dict()) if isinstance(hook, Stateful) else None
     except Exception:  # noqa: BLE001  # its state is made in a run
@@ -145,7 +145,7 @@ def _check_state(hook: Hook) -> None:
 
 
 def _chosen(name: str, hook: Any) -> Any:
-    """The default hook of that name with the options of *hook*, or another in its place, or None for none."""
+    """Return the default hook of that name with the options of *hook*, or another in its place, or None for none."""
     whole = isinstance(hook, Hook) or (isinstance(hook, Mapping) and "type" in hook)
     if name not in DEFAULT_HOOKS and not whole:
         near = did_you_mean(str(name), DEFAULT_HOOKS)

@@ -30,7 +30,7 @@ class Deadline:
         return min((now if since is None else since) + self.seconds, self.at) - now
 
     def shorten(self, seconds: float) -> None:
-        """Have all waits over in so many seconds; one of a signal's handlers may call it, amid such a wait."""
+        """Have all waits over in so many seconds; a signal's handler may call it during such a wait."""
         self.at = min(self.at, time.monotonic() + seconds)
 
     def expire(self) -> None:

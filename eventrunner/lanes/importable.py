@@ -73,13 +73,13 @@ def _is_importable(module: str) -> bool:
 
 
 def _script() -> str:
-    """The file that a new process runs; empty where there is none, as at a prompt."""
+    """Return the file that a new process runs; empty where there is none, as at a prompt."""
     file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     return file if os.path.isfile(file) else ""
 
 
 def _tree() -> ast.Module:
-    """The script's syntax tree; an empty one where its source can't be read."""
+    """Return the script's syntax tree; an empty one where its source can't be read."""
     try:
         return ast.parse(inspect.getsource(sys.modules["__main__"]))
     except (OSError, TypeError, SyntaxError):
@@ -98,7 +98,7 @@ def _is_guard(test: ast.expr) -> bool:
 
 
 def _bound_under_guard() -> set[str]:
-    """The names that the script binds there, and nowhere else."""
+    """Return the names that the script binds there, and nowhere else."""
     tree = _tree()
     blocks = list(_guarded(tree))
     inside = _bound(statement for block in blocks for statement in block)

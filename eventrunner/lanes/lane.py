@@ -18,10 +18,10 @@ from eventrunner.errors import LaneError, LaneFullError, LaneTimeoutError
 from eventrunner.lanes.deadline import POLL, Deadline
 from eventrunner.lanes.task import Account, Span, Task
 
-__all__ = ["SLOW", "Job", "Lane", "Shared", "Tally", "lane_here"]
+__all__ = ["SLOW", "Job", "Lane", "LanesState", "TaskStats", "lane_here"]
 
 _OF_TASK = ("lane", "name", "location", "site", "worker", "native")
-_OF_TALLY = ("calls", "failures", "coalesced", "waits", "waited", "busy", "cpu")
+_OF_STATS = ("calls", "failures", "coalesced", "waits", "waited", "busy", "cpu")
 
 _CHAIN = 10  # lanes that wait for each other, one for the next; in a ring they would go on for ever
 
@@ -33,7 +33,7 @@ SLOW = 30.0
 class Job:
     """One submission; ``number`` counts those of the lane from 1, ``context`` has its submitter's context variables."""
 
-    tally: Tally
+    stats: TaskStats
     args: Sequence[Any]
     kwargs: Mapping[str, Any] | None
     origin: object
@@ -46,12 +46,12 @@ class Job:
             origin = str(self.origin)
         except Exception as error:  # noqa: BLE001  # the failure that it is asked for matters more
             origin = f"from somewhere that can't be told ({type(error).__name__})"
-        return f"{self.tally.task}, {origin}" if origin else f"{self.tally.task}"
+        return f"{self.stats.task}, {origin}" if origin else f"{self.stats.task}"
 
 
 @dataclass(slots=True, eq=False)
-class Tally:
-    """A task in a lane, and what became of its jobs; from ``dropped`` on written by submitters, else by the worker."""
+class TaskStats:
+    """What became of the jobs of a task; from ``dropped`` on written by submitters, else by the worker."""
 
     task: Task
     lane: Lane
@@ -68,16 +68,18 @@ class Tally:
     waited: float = 0.0
 
     def account(self) -> Account:
-        """What there is so far."""
-        told = {name: getattr(self.task, name) for name in _OF_TASK} | {name: getattr(self, name) for name in _OF_TALLY}
-        return Account(**told, dropped=self.dropped + self.skipped, barrier_waits=self.lane.barrier_waits.copy())
+        """Return what there is so far."""
+        facts = {name: getattr(self.task, name) for name in _OF_TASK} | {
+            name: getattr(self, name) for name in _OF_STATS
+        }
+        return Account(**facts, dropped=self.dropped + self.skipped, barrier_waits=self.lane.barrier_waits.copy())
 
 
 @dataclass(slots=True, eq=False)
-class Shared:
+class LanesState:
     """What the lanes of a run share: what jobs leave behind, and the event loop's thread.
 
-    By the ``deadline``, whose progress is that of a lane, who waits for one without a time of its own gives up.
+    By the ``deadline``, whose progress is that of a lane, a caller that waits for one without a timeout gives up.
     """
 
     failures: deque[BaseException]
@@ -87,13 +89,13 @@ class Shared:
     deadline: Deadline
     loop: threading.Thread | None = None
 
-    def keep(self, error: BaseException) -> None:
-        """Add a failure, and tell that there is one."""
+    def add_failure(self, error: BaseException) -> None:
+        """Add a failure, and report that there is one."""
         self.failures.append(error)
         if self.on_failure is not None:
             self.on_failure()
 
-    def tell(self, text: str, error: BaseException) -> None:
+    def report(self, text: str, error: BaseException) -> None:
         """Warn of something that is no failure, or none to be raised."""
         if self.warn is not None:
             self.warn(text, error)
@@ -102,11 +104,11 @@ class Shared:
 
 
 @dataclass(slots=True, eq=False)
-class _Gate:
-    """Somebody who waits; the bell rings when *ready*, or when there is nothing to wait for any more."""
+class _Waiter:
+    """A caller that waits; it is *notified* when *ready*, or when there is nothing to wait for any more."""
 
     ready: Callable[[], bool]
-    bell: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
+    notified: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
 lane_here: ContextVar[Lane | None] = ContextVar("lane_here", default=None)
@@ -121,11 +123,11 @@ class Lane:
     whose single operations are atomic, decides who gets a job that both want.
     """
 
-    def __init__(self, name: str, shared: Shared) -> None:
-        self.name, self.shared = name, shared
+    def __init__(self, name: str, state: LanesState) -> None:
+        self.name, self.state = name, state
         self.jobs: deque[Job] = deque()
         self.wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self.gates: list[_Gate] = []
+        self.waiters: list[_Waiter] = []
         # by submitters, within the lock
         self.lock = threading.Lock()
         self.number = self.replaced = 0
@@ -136,7 +138,7 @@ class Lane:
         self.running: Job | None = None
         self.awaits: Lane | None = None
         self.began = 0.0
-        self.told = 0.0  # by who waits: when that job was last reported, on the same clock
+        self.reported = 0.0  # by the callers that wait: when that job was last reported, on the same clock
         self.cancel: Callable[[], object] | None = None
         """Cancels what runs on the event loop, where it must be called."""
 
@@ -144,17 +146,17 @@ class Lane:
 
     def put(self, job: Job) -> None:
         """Put a job in, as its task says where the lane is full."""
-        tally = job.tally
+        stats = job.stats
         while True:
             with self.lock:
                 if self.closed:
-                    raise LaneError(f"lane {self.name!r} can't take a job of {tally.task}: it is closed.")
-                if tally.disabled:
-                    tally.dropped += 1
+                    raise LaneError(f"lane {self.name!r} can't take a job of {stats.task}: it is closed.")
+                if stats.disabled:
+                    stats.dropped += 1
                     return
-                if self._pending() < tally.task.max_pending:
+                if self._pending() < stats.task.max_pending:
                     # A KeyboardInterrupt may come between any two lines: the job is then in without a token, and
-                    # whoever waits for the lane puts one.
+                    # a caller that waits for the lane puts one.
                     job.number = self.number + 1
                     self.jobs.append(job)
                     self.number = job.number
@@ -162,17 +164,17 @@ class Lane:
                     return
                 if self._replace(job):
                     return
-            self._wait_for_room(tally)
+            self._wait_for_room(stats)
 
     def reach(self, number: int, until: float | None) -> bool:
-        """Whether the job of that number was finished before *until*, a moment of ``time.monotonic``.
+        """Return whether the job of that number was finished before *until*, a moment of ``time.monotonic``.
 
         Without such a moment, before the lane has finished nothing for its deadline; a job waits as long as it takes.
         """
         return self._until(lambda: self.passed >= number, until)
 
     def wait(self, number: int, timeout: float | None, until: float | None, label: str) -> None:
-        """:meth:`reach`, accounted under the label, or an error."""
+        """Wait as :meth:`reach` does, accounted under the label; not to reach it is an error."""
         if self.passed >= number:
             return
         began = time.perf_counter()
@@ -188,7 +190,7 @@ class Lane:
                 self.barrier_waits[label] = self.barrier_waits.get(label, 0.0) + time.perf_counter() - began
 
     def unfinished(self) -> str:
-        """How many jobs are, and which runs; empty where none is."""
+        """Say how many jobs are, and which runs; empty where none is."""
         count, running = self._pending(), self.running
         seconds = time.perf_counter() - self.began
         since = f", for {seconds:.0f} s" if seconds >= 1 else ""
@@ -196,21 +198,21 @@ class Lane:
         return f"{count} unfinished {'job' if count == 1 else 'jobs'} in lane {self.name!r}{runs}" if count else ""
 
     def close(self, *, gives_up: bool) -> None:
-        """Take no more jobs; where it *gives_up*, those that wait are dropped, and so is whoever waits for them."""
+        """Take no more jobs; where it *gives_up*, those that wait are dropped, and nobody waits for them any more."""
         with self.lock:
             self.closed = True
             self.given_up |= gives_up
             while gives_up and self.jobs:
                 with contextlib.suppress(IndexError):  # the worker was quicker
-                    self.jobs.popleft().tally.dropped += 1
-        self._ring()
+                    self.jobs.popleft().stats.dropped += 1
+        self._notify_ready()
 
     def _pending(self) -> int:
         return self.number - self.replaced - self.done
 
     def _replace(self, job: Job) -> bool:
-        """Within the lock: whether the job took the place, and the token, of one that waits."""
-        tally, task = job.tally, job.tally.task
+        """Within the lock: give the job the place, and the token, of one that waits; return whether there was one."""
+        stats, task = job.stats, job.stats.task
         if task.on_full == "error":
             raise LaneFullError(
                 f"lane {self.name!r} can't take a job of {task}: max_pending={task.max_pending} jobs are unfinished; "
@@ -222,12 +224,12 @@ class Lane:
         # It comes in before the other goes: a worker that has a token must never find no job.
         job.number = self.number + 1
         self.jobs.append(job)
-        for old in (each for each in reversed(waiting) if each.tally is tally) if coalesces else waiting:
+        for old in (each for each in reversed(waiting) if each.stats is stats) if coalesces else waiting:
             self.replaced += 1
             if self._remove(old):
                 self.number = job.number
-                old.tally.coalesced += coalesces
-                old.tally.dropped += not coalesces
+                old.stats.coalesced += coalesces
+                old.stats.dropped += not coalesces
                 return True
             self.replaced -= 1
         if self._remove(job):
@@ -236,43 +238,43 @@ class Lane:
         return True
 
     def _remove(self, job: Job) -> bool:
-        """Whether the job still waited; the worker may have taken it."""
+        """Take a job out; return whether it still waited, as the worker may have taken it."""
         try:
             self.jobs.remove(job)
         except ValueError:
             return False
         return True
 
-    def _wait_for_room(self, tally: Tally) -> None:
-        began, limit = time.perf_counter(), tally.task.max_pending
+    def _wait_for_room(self, stats: TaskStats) -> None:
+        began, limit = time.perf_counter(), stats.task.max_pending
         try:
-            if not self._until(lambda: self.closed or self._pending() < limit, None, state=" is full and"):
-                raise self._late(began, None, f"to take a job of {tally.task} ")
+            if not self._until(lambda: self.closed or self._pending() < limit, None, condition=" is full and"):
+                raise self._late(began, None, f"to take a job of {stats.task} ")
         finally:
             with self.lock:
-                tally.waits += 1
-                tally.waited += time.perf_counter() - began
+                stats.waits += 1
+                stats.waited += time.perf_counter() - began
 
     def _late(self, began: float, timeout: float | None, purpose: str) -> LaneTimeoutError:
-        """What is raised by who has waited in vain."""
+        """Return the error of a caller that has waited in vain."""
         left = self.unfinished() or f"lane {self.name!r}"
         if timeout is None:
             waited = f"waited {time.perf_counter() - began:.1f} s {purpose}for {left}"
-            if time.monotonic() >= self.shared.deadline.at:
+            if time.monotonic() >= self.state.deadline.at:
                 return LaneTimeoutError(f"{waited}, and was asked to wait no longer; find out what it hangs on.")
             return LaneTimeoutError(
-                f"{waited}, of which it finished none in {self.shared.deadline.seconds:g} s; allow a longer deadline, "
+                f"{waited}, of which it finished none in {self.state.deadline.seconds:g} s; allow a longer deadline, "
                 "or find out what it hangs on."
             )
         return LaneTimeoutError(f"waited {timeout:g} s for {left}; allow more time, or find out what it hangs on.")
 
-    def _until(self, ready: Callable[[], bool], until: float | None, state: str = "") -> bool:
+    def _until(self, ready: Callable[[], bool], until: float | None, condition: str = "") -> bool:
         """Wait for *ready*, which the worker asks after each job; returns whether it was, be it for a moment."""
         if ready():
             return True
-        self._refuse_deadlock(f"lane {self.name!r}{state}")
-        gate = _Gate(ready)
-        self.gates.append(gate)
+        self._refuse_deadlock(f"lane {self.name!r}{condition}")
+        waiter = _Waiter(ready)
+        self.waiters.append(waiter)
         done, since = self._finished(), time.monotonic()
         here = lane_here.get()
         if here is not None:
@@ -282,20 +284,20 @@ class Lane:
             while not (was := ready()) and not self.given_up:
                 if (now := self._finished()) != done:
                     done, since = now, time.monotonic()
-                left = self._patience(since) if until is None else until - time.monotonic()
+                left = self._remaining(since) if until is None else until - time.monotonic()
                 if left <= 0:
                     break
                 with contextlib.suppress(queue.Empty):
-                    gate.bell.get(timeout=min(left, SLOW, POLL))
-                self._report()
+                    waiter.notified.get(timeout=min(left, SLOW, POLL))
+                self._report_slow()
         finally:
-            self.gates.remove(gate)
+            self.waiters.remove(waiter)
             if here is not None:
                 here.awaits = None
         return was or ready()
 
     def _finished(self) -> int:
-        """How many jobs are done here, and in the lanes that the job which runs waits for: whether all stands still."""
+        """Count the jobs done here and in the lanes that the running job waits for, to see whether all stands still."""
         count, lane = 0, self
         for _ in range(_CHAIN):
             count += lane.done
@@ -304,28 +306,28 @@ class Lane:
             lane = lane.awaits
         return count
 
-    def _patience(self, since: float) -> float:
-        """For how many seconds a lane is still waited for that has finished nothing since then."""
-        if lane_here.get() is not None:  # whoever waits for this job has a deadline
+    def _remaining(self, since: float) -> float:
+        """Return for how many seconds a lane is still waited for that has finished nothing since then."""
+        if lane_here.get() is not None:  # what waits for this job has a deadline
             return math.inf
-        return self.shared.deadline.left(since)
+        return self.state.deadline.left(since)
 
-    def _report(self) -> None:
-        """Tell who is waited for, if that has taken long, and some time has passed since it was last told."""
+    def _report_slow(self) -> None:
+        """Report what is waited for, if that has taken long, and some time has passed since the last report."""
         running, now = self.running, time.perf_counter()
-        if running is None or now - max(self.began, self.told) < SLOW:
+        if running is None or now - max(self.began, self.reported) < SLOW:
             return
-        self.told = now
+        self.reported = now
         text = f"still waiting for {self.unfinished()}"
         try:
-            self.shared.tell(text, LaneTimeoutError(text))
+            self.state.report(text, LaneTimeoutError(text))
         except Exception as error:  # noqa: BLE001  # a warning that is an error mustn't end the wait
-            self.shared.failures.append(error)
+            self.state.failures.append(error)
 
     def _refuse_deadlock(self, lane: str) -> None:
         if lane_here.get() is self:
             raise LaneError(f"{lane} can't be waited for by one of its own jobs, which it would wait for.")
-        if threading.current_thread() is self.shared.loop:
+        if threading.current_thread() is self.state.loop:
             raise LaneError(
                 f"{lane} can't be waited for on the event loop, which other jobs need meanwhile; await "
                 "anyio.to_thread.run_sync with the call."
@@ -334,7 +336,7 @@ class Lane:
     # What the worker does.
 
     def work(self, call: Callable[[Lane, Job], None]) -> None:
-        """A job for each token, made by *call*, until there is a token to end."""
+        """Do a job for each token, by *call*, until there is a token to end."""
         lane_here.set(self)
         goes_on = True
         while goes_on or self.jobs:
@@ -347,31 +349,31 @@ class Lane:
             del job  # and its arguments, which may be large
 
     def _do(self, job: Job, call: Callable[[Lane, Job], None]) -> None:
-        tally, task = job.tally, job.tally.task
-        if tally.disabled:
-            tally.skipped += 1
+        stats, task = job.stats, job.stats.task
+        if stats.disabled:
+            stats.skipped += 1
         else:
             began, cpu = time.perf_counter(), time.thread_time()
             self.began, self.running = began, job
             failed = self._attempt(job, call)
             ended = time.perf_counter()
-            tally.busy += ended - began
-            tally.cpu += time.thread_time() - cpu if task.worker == "thread" else 0.0
-            tally.calls += 1
-            self.shared.spans.append(Span(self.name, task.name, task.site, job.submitted, began, ended, failed))
+            stats.busy += ended - began
+            stats.cpu += time.thread_time() - cpu if task.worker == "thread" else 0.0
+            stats.calls += 1
+            self.state.spans.append(Span(self.name, task.name, task.site, job.submitted, began, ended, failed))
             self.running = None
         self.done += 1
         self.passed = job.number
-        self._ring()
+        self._notify_ready()
 
-    def _ring(self) -> None:
-        for gate in tuple(self.gates):
-            if self.closed or gate.ready():
-                gate.bell.put(None)
+    def _notify_ready(self) -> None:
+        for waiter in tuple(self.waiters):
+            if self.closed or waiter.ready():
+                waiter.notified.put(None)
 
     def _attempt(self, job: Job, call: Callable[[Lane, Job], None]) -> bool:
         """Call, again if need be; returns whether it failed in the end."""
-        left = job.tally.task.retries
+        left = job.stats.task.retries
         job.context.run(lane_here.set, self)
         while True:
             try:
@@ -383,23 +385,23 @@ class Lane:
                 try:
                     self._fail(job, error)
                 except BaseException as other:  # noqa: BLE001  # a warning that is an error, a callback that raises
-                    self.shared.failures.append(other)
+                    self.state.failures.append(other)
                 return True
-            job.tally.in_a_row = 0
+            job.stats.in_a_row = 0
             return False
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        tally, task, text = job.tally, job.tally.task, f"{job}, in lane {self.name!r}"
-        tally.failures += 1
-        tally.in_a_row += 1
+        stats, task, text = job.stats, job.stats.task, f"{job}, in lane {self.name!r}"
+        stats.failures += 1
+        stats.in_a_row += 1
         error.add_note(f"raised by {text}")
         if task.on_error == "raise":
-            self.shared.keep(error)
+            self.state.add_failure(error)
             return
         if task.disable_after:
-            tally.disabled = tally.in_a_row >= task.disable_after
-            then = "is disabled" if tally.disabled else f"is disabled after {task.disable_after}"
-            text += f", failed {tally.in_a_row} in a row and {then}"
+            stats.disabled = stats.in_a_row >= task.disable_after
+            then = "is disabled" if stats.disabled else f"is disabled after {task.disable_after}"
+            text += f", failed {stats.in_a_row} in a row and {then}"
         text = f"{text}: {type(error).__name__}: {error}"
-        if self.shared.warn is not None or task.disable_after or tally.failures == 1:
-            self.shared.tell(text, error)
+        if self.state.warn is not None or task.disable_after or stats.failures == 1:
+            self.state.report(text, error)

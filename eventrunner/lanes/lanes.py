@@ -1,6 +1,6 @@
-"""Lanes: work that runs beside its caller, first in first out.
+"""Lanes: work in the background of its caller, first in first out.
 
-A lane is a named queue with one worker, so its jobs never overlap or overtake; lanes run beside each other. Plain
+A lane is a named queue with one worker, so its jobs never overlap or overtake; lanes overlap each other. Plain
 functions run in the worker's thread, ``async def`` ones on one event loop that all lanes share, and those with
 ``worker="process"`` in a process. Threads are for input and output: a job that computes in Python takes the
 interpreter's lock from its caller.
@@ -24,7 +24,7 @@ from typing import Any
 
 from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
 from eventrunner.lanes.deadline import POLL, Deadline
-from eventrunner.lanes.lane import Job, Lane, Shared, Tally, lane_here
+from eventrunner.lanes.lane import Job, Lane, LanesState, TaskStats, lane_here
 from eventrunner.lanes.loop import serve, wait_for
 from eventrunner.lanes.task import WORKERS, Account, OnFull, Span, Task, check_choice
 
@@ -35,7 +35,7 @@ BACKENDS = ("asyncio", "trio")
 _GRACE = 0.5
 """Seconds in which a job that was cancelled, or a process that was killed, is gone."""
 _NOTED = 20
-"""How many failures are told besides the first."""
+"""How many failures are noted on the first."""
 
 
 class Lanes:
@@ -49,19 +49,19 @@ class Lanes:
 
     All methods may be called from any thread, jobs included.
 
-    Nobody waits for a job that hangs without being told. Who waits for a lane, at a barrier, in a flush or for room in
-    it, gives up when the lane has finished nothing for the length of the deadline; a job that waits for another lane
-    doesn't, since who waits for that job does. And every 30 seconds that one job runs, who waits for it warns.
+    A job that hangs is reported to the callers that wait for it. One that waits for a lane, at a barrier, in a flush or
+    for room in it, gives up when the lane has finished nothing for the length of the deadline; a job that waits for
+    another lane doesn't, since what waits for that job does. And every 30 seconds that one job runs there is a warning.
 
     Args:
         backend: The event loop, ``asyncio`` or ``trio``.
         deadline: Seconds that leaving the block waits before it gives up, and raises what is lost by that; and for
-            which who waits for a lane before that bears with its finishing no job. It can be changed later, by
+            which a lane that is waited for before that may finish no job. It can be changed later, by
             :attr:`deadline`: a process that was asked to end has it ``shorten`` all waits, those under way included.
         on_failure: Called in the worker when a failure was added to :attr:`failures`.
         warn: Called in the worker with a sentence and the error for each failure that is only to be warned of. By
-            default a ``RuntimeWarning``, and a single one for a task that says ``on_error="warn"``. Called by who waits
-            for a job that runs for long, too.
+            default a ``RuntimeWarning``, and a single one for a task that says ``on_error="warn"``. Also called where a
+            job that is waited for runs for long.
 
     Raises:
         OptionError: no such backend or deadline.
@@ -82,20 +82,20 @@ class Lanes:
         if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
             raise OptionError(f"deadline={deadline!r} is not a number of seconds above 0.")
         self.failures: deque[BaseException] = deque()
-        """What jobs raised and nobody was told yet, the oldest first."""
+        """What jobs raised and was not reported yet, the oldest first."""
         self.spans: deque[Span] = deque(maxlen=100_000)
         """When the last jobs ran, in the order of their ends."""
         self.deadline = Deadline(deadline)
-        self._loop = _Loop(backend, Shared(self.failures, self.spans, on_failure, warn, self.deadline))
-        self._state = "new"
+        self._loop = _Loop(backend, LanesState(self.failures, self.spans, on_failure, warn, self.deadline))
+        self._phase = "new"
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
-        self._tallies: dict[Task, Tally] = {}
+        self._stats: dict[Task, TaskStats] = {}
 
     def __enter__(self) -> Lanes:
-        if self._state != "new":
+        if self._phase != "new":
             raise LaneError("lanes can't be opened a second time; make new Lanes().")
-        self._state = "open"
+        self._phase = "open"
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -107,7 +107,7 @@ class Lanes:
     @property
     def is_open(self) -> bool:
         """Whether jobs are taken."""
-        return self._state == "open"
+        return self._phase == "open"
 
     @property
     def unfinished(self) -> bool:
@@ -133,13 +133,13 @@ class Lanes:
             LaneTimeoutError: the lane is full, and has finished nothing for the length of the deadline.
             LaneError: the lanes are closed; or the lane is full and can't be waited for here, see :meth:`wait`.
         """
-        tally = self._tallies.get(task)
-        if tally is None:
-            tally = self._enlist(task)
-        tally.lane.put(Job(tally, args, kwargs, origin, time.perf_counter(), copy_context()))
+        stats = self._stats.get(task)
+        if stats is None:
+            stats = self._register(task)
+        stats.lane.put(Job(stats, args, kwargs, origin, time.perf_counter(), copy_context()))
 
     def mark(self, lane: str) -> int:
-        """A ticket for :meth:`wait`: the number of jobs that were put into the lane so far."""
+        """Return a ticket for :meth:`wait`: the number of jobs that were put into the lane so far."""
         found = self._lanes.get(lane)
         return 0 if found is None else found.number
 
@@ -154,7 +154,7 @@ class Lanes:
 
         Raises:
             LaneTimeoutError: they weren't finished in time; names the lane, the job that runs, and how many there are.
-            LaneError: called by a job of that lane, or by an ``async def`` job, which would hold up the event loop;
+            LaneError: called by a job of that lane, or by an ``async def`` job, which would block the event loop;
                 or the lanes were closed without finishing the jobs.
         """
         found = self._lanes.get(lane)
@@ -172,7 +172,7 @@ class Lanes:
         raise failure
 
     def flush(self, lane: str | None = None, timeout: float | None = None, *, label: str = "") -> None:
-        """:meth:`wait` for the jobs that one lane, or every lane, has now; then :meth:`check`."""
+        """Wait for the jobs that one lane, or every lane, has now, as :meth:`wait` does; then :meth:`check`."""
         until = _moment(timeout)
         for name, ticket in self._numbers().items():
             if lane in (None, name):
@@ -195,27 +195,27 @@ class Lanes:
             raise _note(failures[0], failures[1:])
 
     def accounts(self) -> list[Account]:
-        """What became of each task's jobs so far, in the order of the tasks' first submissions."""
-        return [tally.account() for tally in self._tallies.copy().values()]
+        """Return what became of each task's jobs so far, in the order of the tasks' first submissions."""
+        return [stats.account() for stats in self._stats.copy().values()]
 
-    def _enlist(self, task: Task) -> Tally:
+    def _register(self, task: Task) -> TaskStats:
         with self._lock:
-            if self._state != "open":
+            if self._phase != "open":
                 raise LaneError(
                     f"lane {task.lane!r} can't take a job of {task}: the lanes are not open; use them by 'with'."
                 )
             if task.lane not in self._lanes:
-                lane = Lane(task.lane, self._loop.shared)
+                lane = Lane(task.lane, self._loop.state)
                 self._loop.start(lane)
                 self._lanes[task.lane] = lane
-            return self._tallies.setdefault(task, Tally(task, self._lanes[task.lane]))
+            return self._stats.setdefault(task, TaskStats(task, self._lanes[task.lane]))
 
     def _numbers(self) -> dict[str, int]:
         return {name: lane.number for name, lane in self._lanes.copy().items()}
 
     def _shut(self, timeout: float | None) -> list[BaseException]:
         """Drain and end; returns the failures, and raises only what interrupts it."""
-        if self._state != "open":
+        if self._phase != "open":
             return []
         if lane_here.get() in self._lanes.values():
             raise LaneError("lanes can't be closed by one of their own jobs, which they would wait for.")
@@ -238,7 +238,7 @@ class Lanes:
         return failures
 
     def _drain(self, until: float | None) -> bool:
-        """Whether everything was finished before *until*, what jobs submitted meanwhile included."""
+        """Wait; return whether everything was finished before *until*, what jobs submitted meanwhile included."""
         before: dict[str, int] = {}
         while (numbers := self._numbers()) != before:
             if not all(self._lanes[name].reach(number, until) for name, number in numbers.items()):
@@ -252,7 +252,7 @@ class Lanes:
 
     def _end(self, gives_up: bool, until: float | None) -> None:
         with self._lock:
-            self._state = "closed"
+            self._phase = "closed"
         for lane in self._lanes.values():
             lane.close(gives_up=gives_up)
         left = math.inf if until is None else until - time.monotonic()
@@ -263,41 +263,41 @@ class _Loop:
     """The thread of the event loop, from the first lane to the end.
 
     Lanes come by a queue, not by calls into the loop. A call would block its caller while the loop is busy, for ever
-    where the loop waits for the caller; and an interrupt amid one would leave a worker that nobody knows of.
+    where the loop waits for the caller; and an interrupt during one would leave a worker that nobody knows of.
     """
 
-    def __init__(self, backend: str, shared: Shared) -> None:
-        self.backend, self.shared = backend, shared
+    def __init__(self, backend: str, state: LanesState) -> None:
+        self.backend, self.state = backend, state
         self.inbox: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         self.lanes: list[Lane] = []
         self.workers: set[threading.Thread] = set()
 
     def start(self, lane: Lane) -> None:
         """Give the lane a worker, soon."""
-        if self.shared.loop is None:
-            self.shared.loop = threading.Thread(target=self.run, name="eventrunner lanes", daemon=True)
+        if self.state.loop is None:
+            self.state.loop = threading.Thread(target=self.run, name="eventrunner lanes", daemon=True)
             try:
-                self.shared.loop.start()
+                self.state.loop.start()
             except RuntimeError:  # the system has no thread left
-                self.shared.loop = None
+                self.state.loop = None
                 raise
         self.lanes.append(lane)
         self.inbox.put(lane)
-        if not self.shared.loop.is_alive():  # see run()
+        if not self.state.loop.is_alive():  # see run()
             lane.close(gives_up=True)
 
     def end(self, timeout: float) -> None:
         """Let the workers end after what they have, and wait until they have ended, or so many seconds."""
-        if self.shared.loop is not None:
+        if self.state.loop is not None:
             self.inbox.put(None)
-            self.shared.loop.join(min(timeout, threading.TIMEOUT_MAX))
+            self.state.loop.join(min(timeout, threading.TIMEOUT_MAX))
 
     def run(self) -> None:
-        """The life of the event loop's thread."""
+        """Live the life of the event loop's thread."""
         try:
             serve(self.backend, self.inbox, self.lanes, self.workers)
-        except BaseException as error:  # noqa: BLE001  # no thread could be had to receive lanes in
-            self.shared.keep(error)
+        except BaseException as error:  # noqa: BLE001  # there is no thread left to receive lanes in
+            self.state.add_failure(error)
             for lane in self.lanes:
                 lane.close(gives_up=True)
         if self.backend == "asyncio":  # which tells its idle workers to end, but doesn't wait for them; trio keeps them

@@ -19,7 +19,7 @@ from anyio.lowlevel import RunVar
 
 from eventrunner.errors import LaneError
 from eventrunner.lanes.lane import Job, Lane
-from eventrunner.lanes.signals import blocked, outlast, taken, unblock
+from eventrunner.lanes.signals import blocked, handled_signals, outlast, unblock
 from eventrunner.lanes.task import call_in_process
 
 __all__ = ["serve", "wait_for"]
@@ -39,7 +39,7 @@ def serve(
         workers: Takes the threads of the workers.
 
     Raises:
-        Exception: no thread could be had to receive lanes in.
+        Exception: there is no thread left to receive lanes in.
     """
 
     def receive() -> Lane | None:
@@ -74,14 +74,14 @@ async def _tend(lane: Lane, work: Callable[[Lane], None]) -> None:
     try:
         with anyio.CancelScope(shield=True):  # a job that was taken must be done, whatever becomes of other lanes
             await anyio.to_thread.run_sync(work, lane, limiter=anyio.CapacityLimiter(1))
-    except BaseException as error:  # noqa: BLE001  # no thread could be had
-        lane.shared.keep(error)
+    except BaseException as error:  # noqa: BLE001  # there is no thread left
+        lane.state.add_failure(error)
         lane.close(gives_up=True)
 
 
 def _call(lane: Lane, job: Job) -> None:
     """In a lane's worker: do a job."""
-    task, kwargs = job.tally.task, job.kwargs or {}
+    task, kwargs = job.stats.task, job.kwargs or {}
     if task.worker == "process":
         _on_loop(lane, _run_in_process, task.call, tuple(job.args), dict(kwargs))
         return
@@ -100,7 +100,7 @@ def _on_loop(lane: Lane, function: Callable[..., Awaitable[None]], *args: Any) -
 
 
 async def _guarded(lane: Lane, function: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> BaseException | None:
-    """What the function raised; it is returned, because one that is no ``Exception`` would end the event loop."""
+    """Return what the function raised: one that is no ``Exception`` would, if raised here, end the event loop."""
     with anyio.CancelScope() as scope:
         lane.cancel = scope.cancel
         if lane.given_up:
@@ -133,7 +133,7 @@ async def _run_in_process(call: Callable[..., Any], args: tuple[Any, ...], kwarg
 
 async def _shield_process() -> None:
     """Have a process that outlasts the signals which ask a run to end: Ctrl-C always, the others where a run does."""
-    numbers = [signal.SIGINT, *taken()]
+    numbers = [signal.SIGINT, *handled_signals()]
     async with _one_by_one():  # the signals are blocked for all that this thread starts meanwhile
         with blocked(numbers):
             await _in_process(outlast, numbers)

@@ -2,7 +2,7 @@
 
 SIGTERM, SIGUSR1 and SIGHUP are what schedulers, launchers and closing terminals send before they take a machine away;
 then the process exits with :data:`EXIT_CODE`. SIGINT is Ctrl-C, and is a KeyboardInterrupt in the end. The handler only
-leaves word; the run ends between two iterations, in training, validation or test. The same request may come several
+reports it; the run ends between two iterations, in training, validation or test. The same request may come several
 times, from a scheduler and from a launcher that forwards it: what comes within a second of the first is one with it. A
 later signal ends the run at once; then the newest committed checkpoint is what there is.
 
@@ -26,7 +26,7 @@ from typing import Any
 
 from eventrunner.errors import Preempted
 
-__all__ = ["EXIT_CODE", "SIGNALS", "Asked", "blocked", "outlast", "preemptible", "taken", "unblock"]
+__all__ = ["EXIT_CODE", "SIGNALS", "StopRequest", "blocked", "handled_signals", "outlast", "preemptible", "unblock"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL
@@ -40,8 +40,8 @@ _ONE_REQUEST = 1.0
 """Seconds within which several signals are the same request."""
 
 
-class Asked:
-    """Whether a signal has asked the run to end.
+class StopRequest:
+    """A signal that asks the run to end, or none yet.
 
     Attributes:
         at: When it came, by ``time.monotonic``; None as long as none has.
@@ -50,10 +50,10 @@ class Asked:
         over: Whether the run has ended.
     """
 
-    def __init__(self, leave_word: Callable[[Asked], Any]) -> None:
+    def __init__(self, on_request: Callable[[StopRequest], Any]) -> None:
         self.at: float | None = None
         self.again = self.failed = self.over = False
-        self._leave_word, self._number = leave_word, 0
+        self._on_request, self._number = on_request, 0
         self._end: BaseException | None = None
 
     @property
@@ -62,10 +62,10 @@ class Asked:
         return self._number == signal.SIGINT
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler: leave word at the first signal, end at once at one that comes later."""
+        """Handle a signal: report the first, end at once at one that comes later."""
         if self.at is None and not (self.failed and number == signal.SIGINT):
             self.at, self._number = time.monotonic(), number
-            self._leave_word(self)
+            self._on_request(self)
         elif self.at is None or time.monotonic() - self.at > _ONE_REQUEST:
             (_default if self.over else self._end_at_once)(number)
 
@@ -80,13 +80,13 @@ class Asked:
         raise end
 
     def is_answer(self, error: BaseException) -> bool:
-        """Whether it is what :meth:`answer` has raised, and not an interrupt amid something."""
+        """Return whether it is what :meth:`answer` has raised, and not an interrupt during something."""
         return error is self._end
 
     def close(self) -> None:
-        """The run has ended: let go of it, as the handler may stay."""
+        """Release the run, which has ended, as the handler may stay."""
         self.over = True
-        self._leave_word, self._end = lambda asked: None, None
+        self._on_request, self._end = lambda request: None, None
 
     def _end_at_once(self, number: int) -> None:
         self.again = True
@@ -101,31 +101,31 @@ class Asked:
 
 
 @contextlib.contextmanager
-def preemptible(leave_word: Callable[[Asked], Any]) -> Iterator[Asked]:
-    """Within the block, answer the first signal by *leave_word*, which sees to it that :meth:`Asked.answer` is called.
+def preemptible(on_request: Callable[[StopRequest], Any]) -> Iterator[StopRequest]:
+    """Within the block, answer the first signal by *on_request*, which has :meth:`StopRequest.answer` called later.
 
     A signal that the program handles itself, or ignores, is left to it. Only the main thread can do this; elsewhere the
-    block does nothing. Whoever leaves the block without an exception calls :meth:`Asked.answer` once more, for a signal
-    that came too late for anybody else. If one came, the handlers stay, as it may come again while the process exits;
-    to all but that they do as the default.
+    block does nothing. When the block was left without an exception, call :meth:`StopRequest.answer` once more, for a
+    signal that came too late for anybody else. If one came, the handlers stay, as it may come again while the process
+    exits; to all but that they do as the default.
     """
-    asked = Asked(leave_word)
+    request = StopRequest(on_request)
     main = threading.current_thread() is threading.main_thread()
     ours = [number for number in _DEFAULTS if main and _is_default(number)]
     for number in ours:
-        signal.signal(number, asked.handle)
+        signal.signal(number, request.handle)
     try:
-        yield asked
+        yield request
     finally:
-        asked.close()
-        if asked.at is None:
+        request.close()
+        if request.at is None:
             _restore(ours)
         else:
             atexit.register(_ignore, [number for number in ours if number in SIGNALS])
 
 
-def taken() -> list[signal.Signals]:
-    """The signals that are handled here at the moment."""
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that are handled here at the moment."""
     return [number for number in _DEFAULTS if _is_ours(number) and not _is_default(number)]
 
 
@@ -163,13 +163,13 @@ def _pass_over(number: int, frame: FrameType | None) -> None:
 
 def _is_ours(number: int) -> bool:
     handler = signal.getsignal(number)
-    return handler is _pass_over or isinstance(getattr(handler, "__self__", None), Asked)
+    return handler is _pass_over or isinstance(getattr(handler, "__self__", None), StopRequest)
 
 
 def _is_default(number: int) -> bool:
     handler = signal.getsignal(number)
-    asked = getattr(handler, "__self__", None)
-    return handler is _DEFAULTS[signal.Signals(number)] or (isinstance(asked, Asked) and asked.over)
+    request = getattr(handler, "__self__", None)
+    return handler is _DEFAULTS[signal.Signals(number)] or (isinstance(request, StopRequest) and request.over)
 
 
 def _default(number: int) -> None:
@@ -194,7 +194,7 @@ _forking = threading.local()
 
 def _before_fork() -> None:
     """Block the signals, as a child that is terminated at once would lose that to a handler that isn't its own."""
-    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, taken())
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
 
 
 def _forked_parent() -> None:

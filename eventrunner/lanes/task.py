@@ -154,12 +154,12 @@ def call_in_process(pickled: bytes) -> BaseException | None:
 
 
 def is_async(call: Any) -> bool:
-    """Whether a call gives something to be awaited, as far as can be told without calling it."""
+    """Return whether a call gives something to be awaited, as far as can be told without calling it."""
     return inert_kind(call) == "coroutine"
 
 
 def inert_kind(call: Any) -> str:
-    """What a call gives that runs nothing until it is driven: a generator or a coroutine; empty where it does neither.
+    """Return which generator or coroutine a call gives, of which nothing runs until driven; empty where it is none.
 
     As far as can be told without calling it.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, Preempted
 from eventrunner.lanes.lanes import Lanes
-from eventrunner.lanes.signals import Asked, preemptible
+from eventrunner.lanes.signals import StopRequest, preemptible
 from eventrunner.report.account import write_trace
 from eventrunner.report.log import shown_path
 from eventrunner.run import Run
@@ -75,7 +75,7 @@ def running(run: Run, mode: str) -> Iterator[None]:
     _close(run, mode)
 
 
-def _leave_word(run: Run, asked: Asked) -> None:
+def _leave_word(run: Run, asked: StopRequest) -> None:
     """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
     run.session.request(asked.answer)
     if asked.interrupted:  # and whoever waits for too long interrupts again
@@ -141,7 +141,7 @@ def _finish_train(run: Run) -> None:
     run.session.tick()
 
 
-def _fail(run: Run, error: BaseException, asked: Asked) -> None:
+def _fail(run: Run, error: BaseException, asked: StopRequest) -> None:
     """Leave with *error*, which nothing that fails on the way may mask."""
     run.session.stop_reason, run.session.torn = _reason(error), True
     asked.failed = True
@@ -152,7 +152,7 @@ def _fail(run: Run, error: BaseException, asked: Asked) -> None:
     _leave(run, "after_run", error)
 
 
-def _end_early(run: Run, end: BaseException, asked: Asked) -> None:
+def _end_early(run: Run, end: BaseException, asked: StopRequest) -> None:
     """Save, drain within the grace that a scheduler gives, and leave; raises what fails of that, in place of *end*."""
     run.session.stop_reason = _reason(end)
     if isinstance(end, Preempted):
@@ -179,7 +179,7 @@ def _end_early(run: Run, end: BaseException, asked: Asked) -> None:
         raise failure
 
 
-def _drain(run: Run, error: BaseException, asked: Asked) -> None:
+def _drain(run: Run, error: BaseException, asked: StopRequest) -> None:
     """Let what was offloaded before the failure be done: a save that was asked for is still committed."""
     assert run.session.lanes is not None  # they are open until the session has ended
     deadline = run.session.lanes.deadline

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from eventrunner.lanes.signals import blocked, outlast, taken
+from eventrunner.lanes.signals import blocked, handled_signals, outlast
 
 __all__ = ["shielded_workers"]
 
@@ -30,7 +30,7 @@ def shielded_workers() -> Iterator[None]:
     torch has no hook for the start of workers, so the method that starts them is replaced meanwhile. By that, loaders
     within other loaders and those that a receiver makes are reached as well.
     """
-    if not taken():
+    if not handled_signals():
         yield
         return
     plain = {kind: vars(kind)["_get_iterator"] for kind in _kinds(DataLoader) if "_get_iterator" in vars(kind)}
@@ -52,7 +52,7 @@ def _kinds(kind: Any) -> Iterator[Any]:
 def _shielded(create: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(create)
     def get_iterator(loader: Any) -> Any:
-        numbers = taken()
+        numbers = handled_signals()
         if not loader.num_workers or not numbers:
             return create(loader)
         init, before = loader.worker_init_fn, set(multiprocessing.active_children())

@@ -370,7 +370,7 @@ _RUNS = (
     Mutant(
         "a failed save is kept silent",
         "lanes/lane.py",
-        '        if task.on_error == "raise":\n            self.shared.keep(error)\n            return\n',
+        '        if task.on_error == "raise":\n            self.state.add_failure(error)\n            return\n',
         '        if task.on_error == "raise":\n            return\n',
         ("tests/test_runner_lanes.py::test_a_failing_write_is_raised_at_the_next_iteration_and_deletes_nothing",),
     ),

@@ -343,7 +343,7 @@ class BusMachine(RuleBasedStateMachine):
         del self.compare
         for plug in plugs.values():
             plug.go.set()
-        loop = lanes._loop.shared.loop
+        loop = lanes._loop.state.loop
         if loop is not None:
             loop.join(20)
             assert not loop.is_alive(), "a thread is left"
@@ -389,7 +389,7 @@ class BusMachine(RuleBasedStateMachine):
         """Somebody must wait for that lane; unplug it."""
         assert self.lanes is not None
         found = self.lanes._lanes[lane]
-        poll(lambda: found.gates, f"nobody waits for lane {lane!r}, which is plugged")
+        poll(lambda: found.waiters, f"nobody waits for lane {lane!r}, which is plugged")
         self.plugs.pop(lane).go.set()
 
     @invariant()

@@ -313,7 +313,7 @@ def test_without_anybody_to_tell_it_is_a_python_warning() -> None:
     go = threading.Event()
     with Lanes() as lanes:
         lanes.submit(Task(go.wait, "a", name="cook"), (60,))
-        releaser = threading.Thread(target=lambda: (poll(lambda: lanes._lanes["a"].told), go.set()))
+        releaser = threading.Thread(target=lambda: (poll(lambda: lanes._lanes["a"].reported), go.set()))
         releaser.start()
         with pytest.warns(RuntimeWarning, match=r"^still waiting for 1 unfinished job in lane 'a' \(running: receiver"):
             lanes.wait("a")
@@ -381,7 +381,7 @@ def script(code: str, folder: Path) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say = lambda *what: print(*what, flush=True)
         def stuck(lane=None):
-            while not here()._lanes["kitchen"].gates:
+            while not here()._lanes["kitchen"].waiters:
                 time.sleep(0.001)
             say("waiting")
             threading.Event().wait()

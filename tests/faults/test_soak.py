@@ -165,7 +165,7 @@ def test_jobs_leave_nothing(count: int, backend: str, row: MakeRow) -> None:
     bus.tick.connect(awaited, max_pending=50, barrier="tock")
     bus.tick.connect(fail, offload=True, every=8, max_pending=50)
     with bus.open_lanes(backend=backend) as lanes:
-        lanes.spans = lanes._loop.shared.spans = type(lanes.spans)(maxlen=100)  # what it keeps by intent, soon full
+        lanes.spans = lanes._loop.state.spans = type(lanes.spans)(maxlen=100)  # what it keeps by intent, soon full
 
         def turn(number: int) -> None:
             bus.tick.emit(None, number=number, data=[number])
