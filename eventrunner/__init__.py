@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from eventrunner.hook import Hook as Hook
     from eventrunner.hook import connect_hook as connect_hook
     from eventrunner.hook import options as options
+    from eventrunner.hooks import CheckInvalidLossHook as CheckInvalidLossHook
+    from eventrunner.hooks import CheckpointHook as CheckpointHook
+    from eventrunner.hooks import DistSamplerSeedHook as DistSamplerSeedHook
+    from eventrunner.hooks import EarlyStoppingHook as EarlyStoppingHook
+    from eventrunner.hooks import EMAHook as EMAHook
+    from eventrunner.hooks import EmptyCacheHook as EmptyCacheHook
+    from eventrunner.hooks import IterTimerHook as IterTimerHook
+    from eventrunner.hooks import LoggerHook as LoggerHook
+    from eventrunner.hooks import ParamSchedulerHook as ParamSchedulerHook
+    from eventrunner.hooks import ProfilerHook as ProfilerHook
+    from eventrunner.hooks import RuntimeInfoHook as RuntimeInfoHook
+    from eventrunner.hooks import SyncBuffersHook as SyncBuffersHook
     from eventrunner.modules import watch_modules as watch_modules
     from eventrunner.registry import HOOKS as HOOKS
     from eventrunner.report.history import HistoryBuffer as HistoryBuffer
@@ -37,19 +49,31 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bus": "bus.bus",
+    "CheckInvalidLossHook": "hooks",
+    "CheckpointHook": "hooks",
     "Checkpointer": "checkpointer",
+    "DistSamplerSeedHook": "hooks",
+    "EMAHook": "hooks",
+    "EarlyStoppingHook": "hooks",
+    "EmptyCacheHook": "hooks",
     "EpochBasedTrainLoop": "session.loops",
     "HOOKS": "registry",
     "HistoryBuffer": "report.history",
     "Hook": "hook",
     "IterBasedTrainLoop": "session.loops",
+    "IterTimerHook": "hooks",
+    "LoggerHook": "hooks",
     "MessageHub": "report.history",
     "OptimWrapper": "training.optim",
+    "ParamSchedulerHook": "hooks",
     "Priority": "bus.priority",
+    "ProfilerHook": "hooks",
     "Run": "run",
     "RunView": "run",
     "Runner": "runner",
+    "RuntimeInfoHook": "hooks",
     "Site": "bus.bus",
+    "SyncBuffersHook": "hooks",
     "connect_hook": "hook",
     "load_checkpoint": "checkpoint",
     "on": "bus.bus",

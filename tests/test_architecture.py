@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import eventrunner
+import eventrunner.hooks
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
@@ -161,6 +162,14 @@ def test_the_public_names_are_all_there() -> None:
     assert set(eventrunner.__all__) <= set(dir(eventrunner))
     with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
         eventrunner.Trainer  # noqa: B018
+
+
+def test_every_built_in_hook_is_a_public_name() -> None:
+    """``from eventrunner import CheckpointHook`` finds it as ``dict(type="CheckpointHook")`` does."""
+    classes = {name: found for name, found in vars(eventrunner.hooks).items() if name in eventrunner.hooks.__all__}
+    classes = {name: found for name, found in classes.items() if isinstance(found, type)}
+    assert classes.keys() <= set(eventrunner.__all__)
+    assert {name: getattr(eventrunner, name) for name in classes} == classes
 
 
 def run(code: str) -> str:
