@@ -38,9 +38,10 @@ from report import resident
 from torch import Tensor, nn
 
 from eventrunner import Bus, Checkpointer
-from eventrunner.checkpoint import Store, files, load_checkpoint
+from eventrunner.checkpoint import Store, load_checkpoint
 from eventrunner.checkpoint.snapshot import Snapshotter
 from eventrunner.checkpoint.staging import StagedCheckpoint
+from eventrunner.files import disk
 
 Times = dict[str, list[float]]
 
@@ -235,6 +236,64 @@ def flat(tree: Any) -> Iterator[Tensor]:
             yield from flat(each)
 
 
+def many(settings: Settings) -> list[Row]:
+    """How long saves of many small tensors (of 50 elements) block the training, and how long until they are durable."""
+    steady_memory()
+    torch.set_num_threads(1)
+    return [row for count in (75, 3000, 20_000) for row in many_of(settings, count)]
+
+
+def many_of(settings: Settings, count: int) -> list[Row]:
+    model = nn.ParameterDict({f"p{index}": torch.randn(50) for index in range(count)})
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+    def tree() -> dict[str, Any]:
+        return {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def save(into: Checkpointer, number: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        into.save(number)
+        blocked = time.perf_counter() - began
+        into.wait()
+        return blocked, time.perf_counter() - began
+
+    def saved() -> None:
+        with open(settings.folder / "theirs.pth", "wb") as file:
+            torch.save(tree(), file)
+            os.fsync(file.fileno())
+
+    step()
+    found: dict[str, list[float]] = {
+        "states": [],
+        "torch": [],
+        "first": [],
+        "first durable": [],
+        "blocked": [],
+        "durable": [],
+    }
+    for repeat in range(settings.repeats):
+        with Checkpointer(settings.folder / f"{count}.{repeat}", model=model, optimizer=optimizer, keep=1) as ours:
+            for number, names in enumerate((("first", "first durable"), ("", ""), ("blocked", "durable"))):
+                step()
+                found["states"].append(duration(tree))
+                for name, took in zip(names, save(ours, number), strict=True):
+                    found.setdefault(name, []).append(took)
+            found["torch"].append(duration(saved))
+    times = {name: statistics.median(each) * MS for name, each in found.items()}
+    what = f"{4 * count:,} tensors"
+    return [
+        Row(f"blocked, {what}; state_dict()", times["blocked"], "ms", times["states"], 3),
+        Row(f"blocked by the first save, {what}; same", times["first"], "ms", times["states"]),
+        Row(f"until durable, {what}; torch.save and fsync", times["durable"], "ms", times["torch"], 1),
+        Row(f"until the first is durable, {what}; same", times["first durable"], "ms", times["torch"], 1),
+    ]
+
+
 def throttled(settings: Settings) -> list[Row]:
     """The same where the storage takes 200 MB a second."""
     steady_memory()
@@ -277,7 +336,7 @@ class SlowOs:
 
 @contextlib.contextmanager
 def slow_storage(rate: float) -> Iterator[None]:
-    names = vars(files)
+    names = vars(disk)
     kept, names["os"] = names["os"], SlowOs(rate)
     try:
         yield
@@ -418,8 +477,8 @@ def compared(name: str, times: Times, ours: str, base: str, target: float) -> Ro
     return Row(name, statistics.median(times[ours]) * MS, "ms", statistics.median(times[base]) * MS, target)
 
 
-def megabytes(image: StagedCheckpoint) -> str:
-    return f"{image.nbytes * MB:.0f} MB"
+def megabytes(staged: StagedCheckpoint) -> str:
+    return f"{staged.nbytes * MB:.0f} MB"
 
 
 def memory(settings: Settings) -> list[Row]:
@@ -547,7 +606,7 @@ def in_turns(settings: Settings, ways: dict[str, Callable[[], float]], times: in
 
 
 SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
-    section.__name__: section for section in (lost, stall, throttled, beside, durable, memory, auto, offload)
+    section.__name__: section for section in (lost, stall, many, throttled, beside, durable, memory, auto, offload)
 }
 
 
