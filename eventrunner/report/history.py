@@ -362,30 +362,30 @@ def _check_key(kind: str, key: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Provided:
     """Stands in the hub for an info that is asked for when somebody looks."""
 
     read: Callable[[], Any]
 
 
 class _Infos(MutableMapping[str, Any]):
-    """A live view of a hub's infos; what is written to it is one, and saved with the run as it was before."""
+    """A hub's infos, and whether each is saved with the run: what is written here is, unless the hub was told no."""
 
-    def __init__(self, infos: dict[str, Any], resumed: dict[str, bool]) -> None:
-        self._infos, self._resumed = infos, resumed
+    def __init__(self) -> None:
+        self._infos: dict[str, Any] = {}
+        self.resumed: dict[str, bool] = {}
 
     def __getitem__(self, key: str) -> Any:
         info = self._infos[key]
-        return info.read() if isinstance(info, _Asked) else info
+        return info.read() if isinstance(info, _Provided) else info
 
     def __setitem__(self, key: str, value: Any) -> None:
         _check_key("info", key)
         self._infos[key] = value
-        self._resumed.setdefault(key, True)
+        self.resumed.setdefault(key, True)
 
     def __delitem__(self, key: str) -> None:
-        del self._infos[key]
-        self._resumed.pop(key, None)
+        del self._infos[key], self.resumed[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
@@ -414,9 +414,8 @@ class MessageHub:
             raise OptionError(f"a message hub's name must be a str that isn't empty, not {name!r}.")
         self._name = name
         self._scalars: dict[str, HistoryBuffer] = {}
-        self._infos: dict[str, Any] = {}
         self._scalar_resumed: dict[str, bool] = {}
-        self._info_resumed: dict[str, bool] = {}
+        self._infos = _Infos()
         self.left_out: dict[str, str] = {}
         """Why :meth:`state_dict` has left an info out, by key."""
         self._held.pop(name, None)
@@ -456,7 +455,7 @@ class MessageHub:
     @property
     def runtime_info(self) -> MutableMapping[str, Any]:
         """All info; a live view that can be written to."""
-        return _Infos(self._infos, self._info_resumed)
+        return self._infos
 
     def update_scalar(self, key: str, value: Scalar, count: int = 1, resumed: bool = True) -> None:
         """Append to a history, which begins with its first value; the cost is :meth:`HistoryBuffer.update`'s.
@@ -541,25 +540,22 @@ class MessageHub:
         for key in info_dict:
             _check_key("info", key)
         self._infos.update(info_dict)
-        self._info_resumed.update(dict.fromkeys(info_dict, resumed))
+        self._infos.resumed.update(dict.fromkeys(info_dict, resumed))
 
     def provide_info(self, key: str, read: Callable[[], Any]) -> None:
         """Have *read* called for an info whenever somebody looks, so that nothing is done while nobody does.
 
         It isn't saved with the run; :meth:`update_info` takes its place.
         """
-        self.update_info(key, _Asked(read), resumed=False)
+        self.update_info(key, _Provided(read), resumed=False)
 
     def get_info(self, key: str, default: Any = None) -> Any:
         """Return the info itself, not a copy, or *default* where there is none."""
-        return self.runtime_info.get(key, default)
+        return self._infos.get(key, default)
 
     def pop_info(self, key: str, default: Any = None) -> Any:
         """Remove an info and return it, or *default* where there is none; its ``resumed`` is forgotten too."""
-        info = self.get_info(key, default)
-        self._info_resumed.pop(key, None)
-        self._infos.pop(key, None)
-        return info
+        return self._infos.pop(key, default)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is saved with the run: the resumed scalars and infos, as plain data; tensors are not copied.
@@ -568,7 +564,7 @@ class MessageHub:
         """
         scalars = {key: self._scalars[key].state_dict() for key, kept in self._scalar_resumed.items() if kept}
         infos = {}
-        for key in [key for key, kept in self._info_resumed.items() if kept]:
+        for key in [key for key, kept in self._infos.resumed.items() if kept]:
             try:
                 infos[key] = _plain_copy(self._infos[key], repr(key))
             except OptionError as error:
@@ -592,7 +588,7 @@ class MessageHub:
         for key, scalar in scalars.items():
             self._check_scalar(key, resumed=True)
             scalar.load_state_dict(state["log_scalars"][key])
-        self.update_info_dict({key: info for key, info in infos.items() if self._info_resumed.get(key, True)})
+        self.update_info_dict({key: info for key, info in infos.items() if self._infos.resumed.get(key, True)})
         for key in scalars.keys() & self._scalars.keys():
             self._scalars[key].load_state_dict(state["log_scalars"][key])  # the object stays: others hold it
             scalars[key] = self._scalars[key]
