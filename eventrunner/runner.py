@@ -49,9 +49,9 @@ from eventrunner.session.settings import (
     compile_options,
     parse_evaluation,
 )
+from eventrunner.training.dataloader import build_dataloader, check_loader
 from eventrunner.training.device import resolve_device
 from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, named_wrappers
-from eventrunner.training.position import build_dataloader, check_loader
 from eventrunner.training.state import Progress, seed_all
 
 __all__ = ["Runner"]

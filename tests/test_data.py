@@ -31,8 +31,8 @@ from torchdata.nodes import Batcher, Loader, Mapper, Prefetcher, SamplerWrapper
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from eventrunner.errors import CheckpointError, OptionError, ResumeError
-from eventrunner.training.order import batch_count, samplers
-from eventrunner.training.position import DataPosition, check_loader
+from eventrunner.training.dataloader import batch_count, check_loader, samplers
+from eventrunner.training.position import DataPosition
 from eventrunner.training.state import rng_state, seed_all, set_rng_state
 
 pytestmark = [

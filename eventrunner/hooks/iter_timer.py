@@ -11,7 +11,7 @@ from eventrunner.errors import OptionError
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 from eventrunner.report.history import AGGREGATE_EVERY
-from eventrunner.training.order import batch_count
+from eventrunner.training.dataloader import batch_count
 
 if TYPE_CHECKING:
     from eventrunner.run import Run

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.training.order import announce
+from eventrunner.training.dataloader import announce
 
 if TYPE_CHECKING:
     from eventrunner.run import Run

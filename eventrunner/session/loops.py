@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eventrunner.training.dataloader import batch_count, no_batch
 from eventrunner.training.device import batch_mover
-from eventrunner.training.order import batch_count
-from eventrunner.training.position import DataPosition, no_batch
+from eventrunner.training.position import DataPosition
 from eventrunner.training.state import rng_state, set_rng_state
 from eventrunner.training.steps import Step, bind_step, check_outputs, loss_of
 

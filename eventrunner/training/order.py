@@ -24,17 +24,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eventrunner.checkpoint.plan import encode
 from eventrunner.errors import CheckpointError, ResumeError, listed
+from eventrunner.training.dataloader import batch_count
 from eventrunner.training.state import generator_state, is_generator, is_stateful, set_generator_state
 
 __all__ = [
-    "announce",
-    "batch_count",
     "collate_generators",
     "collates_alike",
     "differences",
     "order_state",
     "other_loader",
-    "samplers",
     "set_order_state",
     "state_of",
 ]
@@ -48,31 +46,6 @@ _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 _DEPTH = 4
 _FEW = 16
 """The entries of a longer list or dict aren't looked into: so many of them are noted."""
-
-
-def batch_count(loader: Any) -> int | None:
-    """The number of batches of a pass, or None where the loader doesn't know it."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def samplers(loader: Any) -> Iterator[Any]:
-    """The objects of a loader that may shuffle, each once: its sampler, its batch sampler, and that one's sampler."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    found = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    yield from {id(each): each for each in found if each is not None}.values()
-
-
-def announce(loader: Any, number: int) -> None:
-    """Tell a loader, its samplers and its dataset (of a subset, also the whole one) the number of the pass to come.
-
-    Only where they have a ``set_epoch``. Workers that persist keep the dataset as it was when they began.
-    """
-    for each in (loader, *samplers(loader), *_datasets(loader)):
-        if hasattr(each, "set_epoch"):
-            each.set_epoch(number)
 
 
 def order_state(loader: Any) -> dict[str, Any]:
@@ -158,14 +131,6 @@ def state_of(loader: Any, what: str, source: Any) -> Any:
         kind = type(loader).__name__
         raise CheckpointError(f"saving the train_dataloader, of type {kind}: {what}{where}") from error
     return copy.deepcopy(state)
-
-
-def _datasets(loader: Any) -> Iterator[Any]:
-    dataset = getattr(loader, "dataset", None)
-    for _ in range(_DEPTH):
-        if dataset is not None:
-            yield dataset
-            dataset = getattr(dataset, "dataset", None)
 
 
 def _facts(loader: Any) -> dict[str, Any]:
