@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import queue
@@ -263,33 +264,32 @@ def many_of(settings: Settings, count: int) -> list[Row]:
         return blocked, time.perf_counter() - began
 
     def saved() -> None:
-        with open(settings.folder / "theirs.pth", "wb") as file:
-            torch.save(tree(), file)
+        path = settings.folder / "theirs.pth"
+        torch.save(tree(), path)
+        with open(path, "rb") as file:
             os.fsync(file.fileno())
 
-    step()
-    found: dict[str, list[float]] = {
-        "states": [],
-        "torch": [],
-        "first": [],
-        "first durable": [],
-        "blocked": [],
-        "durable": [],
-    }
-    for repeat in range(settings.repeats):
-        with Checkpointer(settings.folder / f"{count}.{repeat}", model=model, optimizer=optimizer, keep=1) as ours:
-            for number, names in enumerate((("first", "first durable"), ("", ""), ("blocked", "durable"))):
+    folders = itertools.count()
+
+    def turn() -> dict[str, float]:
+        found: dict[str, float] = {}
+        folder = settings.folder / f"{count}.{next(folders)}"
+        with Checkpointer(folder, model=model, optimizer=optimizer, keep=1) as ours:
+            for number, name in enumerate(("first", "second", "later")):
                 step()
-                found["states"].append(duration(tree))
-                for name, took in zip(names, save(ours, number), strict=True):
-                    found.setdefault(name, []).append(took)
-            found["torch"].append(duration(saved))
-    times = {name: statistics.median(each) * MS for name, each in found.items()}
+                found[f"{name} states"] = duration(tree)
+                found[name], found[f"{name} durable"] = save(ours, number)
+            found["torch"] = duration(saved)
+        return found
+
+    step()
+    rounds = [settings.calm.measure(turn) for _ in range(settings.repeats)]
+    times = {name: statistics.median(each[name] for each in rounds) * MS for name in rounds[0]}
     what = f"{4 * count:,} tensors"
     return [
-        Row(f"blocked, {what}; state_dict()", times["blocked"], "ms", times["states"], 3),
-        Row(f"blocked by the first save, {what}; same", times["first"], "ms", times["states"]),
-        Row(f"until durable, {what}; torch.save and fsync", times["durable"], "ms", times["torch"], 1),
+        Row(f"blocked, {what}; state_dict()", times["later"], "ms", times["later states"], 3),
+        Row(f"blocked by the first save, {what}; same", times["first"], "ms", times["first states"]),
+        Row(f"until durable, {what}; torch.save and fsync", times["later durable"], "ms", times["torch"], 1),
         Row(f"until the first is durable, {what}; same", times["first durable"], "ms", times["torch"], 1),
     ]
 
