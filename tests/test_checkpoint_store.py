@@ -356,9 +356,7 @@ class TestLink:
 
     def test_nothing_is_its_own_twin(self, store: Store, saved: Path) -> None:
         """It would replace itself by itself."""
-        with pytest.raises(
-            OptionError, match=r"^can't make 'epoch_1' a twin of itself; a twin has a name of its own\.$"
-        ):
+        with pytest.raises(OptionError, match=r"^can't link 'epoch_1' to itself; a link has a name of its own\.$"):
             store.link("epoch_1", "epoch_1")
 
     def test_there_is_no_twin_of_nothing(self, store: Store, saved: Path) -> None:

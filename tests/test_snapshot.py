@@ -744,7 +744,7 @@ class TestLives:
         worker.start()
         begun.wait()
         threading.Timer(0.02, go_on.set).start()
-        once.drop()
+        once.cancel()
         order.append("dropped")
         worker.join()
 

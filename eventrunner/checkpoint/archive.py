@@ -48,7 +48,7 @@ _MAKES = {
 
 
 def check_archive(file: Path | IO[bytes]) -> bytes:
-    """The pickle in an archive of torch.save, which unpacks to no more bytes than it has itself.
+    """Return the pickle in an archive of torch.save, which unpacks to no more bytes than it has itself.
 
     Raises:
         zipfile.BadZipFile: it does, has a name twice, or none of a pickle, or isn't laid out as torch.save does.

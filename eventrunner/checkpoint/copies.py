@@ -1,4 +1,4 @@
-"""Copying tensors into an arena: at once, later in another thread, or by a device beside its own work."""
+"""Copying tensors into a staging buffer: at once, later in another thread, or by a device while it computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GRAIN = 32768
 
 
 class Once:
-    """A piece of work that is done by whichever thread asks for it first, and waited for by all others.
+    """Work that is done by the thread that asks for it first, and waited for by all others.
 
     So none waits for a thread that may be busy with something else.
     """
@@ -40,7 +40,7 @@ class Once:
         return self._done.is_set() and self._error is not None
 
     def run(self) -> None:
-        """Do it, unless it was begun or dropped; what it raises is kept for :meth:`wait`."""
+        """Do it, unless it was begun or cancelled; what it raises is kept for :meth:`wait`."""
         if not self._begun.acquire(blocking=False):
             return
         try:
@@ -48,18 +48,18 @@ class Once:
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            self._work = _nothing  # and let go of the tensors
+            self._work = _nothing  # and release the tensors
             self._done.set()
 
     def wait(self) -> None:
-        """Return when it is done, by this thread if nobody has begun; raise what it raised."""
+        """Return when it is done, by this thread if none has begun; raise what it raised."""
         self.run()
         self._done.wait()
         if self._error is not None:
             raise self._error
 
-    def drop(self) -> None:
-        """Return when nobody does it, and nobody will."""
+    def cancel(self) -> None:
+        """Return when no thread does it, and none will."""
         if self._begun.acquire(blocking=False):
             self._work = _nothing
             self._done.set()
@@ -78,7 +78,7 @@ def copy_now(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def copy_single_threaded(pairs: Sequence[Pair], large: Sequence[Pair]) -> Callable[[], None]:
-    """A job that copies tensors on the CPU to targets, in the thread that calls it alone and without the GIL.
+    """Return a job that copies tensors on the CPU to targets, in the thread that calls it alone and without the GIL.
 
     Torch's own threads are left to the training.
 
@@ -91,10 +91,10 @@ def copy_single_threaded(pairs: Sequence[Pair], large: Sequence[Pair]) -> Callab
 
     def job() -> None:
         with torch.inference_mode():
-            small = [piece for pair in pairs for piece in _pieces(*pair)]
+            small = [chunk for pair in pairs for chunk in _chunks(*pair)]
             for target, source, _kept, place in blocks:
                 if source.is_conj() or source.is_neg():
-                    small += _pieces(target, source)
+                    small += _chunks(target, source)
                 else:
                     ctypes.memmove(target.data_ptr(), place, target.nbytes)
             if small:
@@ -104,17 +104,17 @@ def copy_single_threaded(pairs: Sequence[Pair], large: Sequence[Pair]) -> Callab
 
 
 def is_large(source: Tensor) -> bool:
-    """Whether a tensor is large and contiguous: torch would copy it in several threads, and one call can in one."""
+    """Return whether a tensor is large and contiguous: torch copies it in several threads, and one call can in one."""
     return source.numel() > _GRAIN and source.is_contiguous()
 
 
-def _pieces(target: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The two in pieces that are too small for torch to copy one in several threads."""
+def _chunks(target: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the two in chunks that are too small for torch to copy one in several threads."""
     if source.numel() <= _GRAIN:
         yield target, source
     else:
         for part, its in zip(target.unbind(), source.unbind(), strict=True):
-            yield from _pieces(part, its)
+            yield from _chunks(part, its)
 
 
 def copy_from_device(

@@ -122,7 +122,7 @@ def paged(size: int) -> int:
 
 
 def entries_of(files: Mapping[str, Mapping[str, Shaped]]) -> tuple[TensorEntry, ...]:
-    """The manifest's table of the tensors, given by file and name."""
+    """Return the manifest's table of the tensors, given by file and name."""
     return tuple(_entry(file, name, tensor) for file, content in files.items() for name, tensor in content.items())
 
 

@@ -30,7 +30,7 @@ _CPU = torch.device("cpu")
 def load_checkpoint(
     path: str | os.PathLike[str], *, verify: bool = True, map_location: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """The tree that was saved in the folder at *path*.
+    """Return the tree that was saved in the folder at *path*.
 
     Args:
         path: A checkpoint's folder.
@@ -61,7 +61,7 @@ def load_checkpoint(
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights at *path* on the CPU, under the names that they were saved with.
+    """Return the weights at *path* on the CPU, under the names that they were saved with.
 
     Args:
         path: A checkpoint's folder (its ``state_dict``; the files of the optimizer and the rest are not read), a
@@ -105,7 +105,7 @@ def _weights_of_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _tree_of_weights(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The part of a checkpoint's tree that needs only the model's file."""
+    """Return the part of a checkpoint's tree that needs only the model's file."""
     digests = _digests(manifest)
     document = _document(folder, digests)
     names = [name for name in (_MODEL,) if name in manifest.files]
@@ -161,7 +161,7 @@ def _tensors(
 
 
 def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
-    """All tensors of a file, each in memory of its own, into which it is read: the bytes hashed are those returned."""
+    """Read all tensors of a file, each into memory of its own: the bytes hashed are those returned."""
     with disk.reading(file, digest) as reader:
         mapped = _mapped(file, reader.name)
         tensors = {name: torch.empty_like(tensor) for name, tensor in mapped.items()}
@@ -172,7 +172,7 @@ def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
 
 
 def _mapped(file: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a file in the order of their bytes, which are not read; safetensors has checked the header."""
+    """Return the tensors of a file in the order of their bytes, not read yet; safetensors has checked the header."""
     try:
         with safe_open(name, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.offset_keys()}

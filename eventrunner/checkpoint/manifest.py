@@ -90,7 +90,7 @@ class Manifest:
     Attributes:
         step: Iterations that the saved state has completed.
         epoch: Epochs that it has completed.
-        created: When the state was committed: ISO 8601, in UTC. A twin has the time of what it is a twin of.
+        created: When the state was committed: ISO 8601, in UTC. A link has the time of what it is a link to.
         versions: Version by package: what wrote the checkpoint.
         files: Every file of the folder but the manifest, by name.
         tensors: Every tensor in the safetensors files; none for a ``checkpoint.pth``.
@@ -109,12 +109,12 @@ class Manifest:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether *name* can only be an entry of a folder itself: no separator, no leading dot, nothing unprintable."""
+    """Return whether *name* can only be an entry of a folder: no separator, no leading dot, nothing unprintable."""
     return bool(name) and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")
 
 
 def plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """*meta* as it comes back from JSON: a copy, tuples as lists.
+    """Return *meta* as it comes back from JSON: a copy, tuples as lists.
 
     Raises:
         OptionError: it holds something that JSON can't.
@@ -143,7 +143,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of *folder*, every field checked; the files that it lists are not looked at.
+    """Return the manifest of *folder*, every field checked; the files that it lists are not looked at.
 
     Raises:
         CorruptCheckpointError: missing, or not as it was written.

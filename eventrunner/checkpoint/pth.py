@@ -3,8 +3,8 @@
 Whether ``torch.load(weights_only=True)`` takes a tree is found by trying, as that differs from version to version. What
 it never takes, values of numpy's, is written as the nodes that the other format has for them.
 
-``weights_only=True`` runs nothing, but makes whatever it is told to, of any size, and unpacks whatever is compressed:
-so what is read is looked at first (:mod:`eventrunner.checkpoint.archive`), as reading takes memory in proportion only.
+``weights_only=True`` runs nothing, but a file of a kilobyte may have it allocate or unpack a gigabyte. Reading takes
+memory in proportion to the file, so :mod:`eventrunner.checkpoint.archive` checks first what it would make.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_plain(tree: Mapping[str, Any]) -> None:
 
 
 def read_tree(file: Path, device: torch.device) -> dict[str, Any]:
-    """The tree in a ``checkpoint.pth``.
+    """Return the tree in a ``checkpoint.pth``.
 
     Raises:
         CorruptCheckpointError: it holds something else, or can't be read with ``weights_only=True``.
@@ -89,7 +89,7 @@ def _apart(view: Tensor) -> Tensor:
 
 
 def _tagged(value: Any) -> Any:
-    """*value* with nodes in the place of what is numpy's, and of dicts that could be taken for one."""
+    """Return *value* with nodes in the place of what is numpy's, and of dicts that could be taken for one."""
     if is_array(value):
         return {TAG: "ndarray", "tensor": shared_with(value)}
     if type(value) not in SCALARS and is_scalar(value):
@@ -103,7 +103,7 @@ def _tagged(value: Any) -> Any:
 
 
 def _untagged(value: Any, known: dict[int, Any]) -> Any:
-    """The opposite of :func:`_tagged`; each container once, though a pickle may have it in many places."""
+    """Undo :func:`_tagged`; each container once, though a pickle may have it in many places."""
     return _once(value, known, _read)
 
 
@@ -184,7 +184,7 @@ def _below(value: Any) -> Iterator[tuple[object, Any]]:
 
 
 def _first_refused(items: list[tuple[object, Any]]) -> tuple[object, Any]:
-    """The first that is refused, of which there is one, in as few tries as halving takes."""
+    """Return the first that is refused, of which there is one, in as few tries as halving takes."""
     while len(items) > 1:
         half = items[: len(items) // 2]
         items = items[len(half) :] if _loads_back([held for _, held in half]) else half

@@ -1,7 +1,7 @@
 """A copy of a run's state in host memory that training can no longer change.
 
 Copying is as much of a save as the training must wait for. Here it is one pass over memory that is there already; what
-changes only at an optimizer's step can be copied later, beside the next forward and backward.
+changes only at an optimizer's step can be copied in the background, during the next forward and backward.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Copies:
 
     def end(self) -> None:
         """Return when nothing writes to the buffer any more."""
-        self.late.drop()
+        self.late.cancel()
         self.come()
 
     def come(self) -> None:
@@ -103,7 +103,7 @@ class Snapshot:
 
     @property
     def copied(self) -> bool:
-        """Whether training may write to every tensor: it is copied, or its device was told to wait for the copy."""
+        """Whether training may write to every tensor: it is copied, or its device has to wait for the copy."""
         return self._copies.late.done and self._copies.awaited
 
     @property
@@ -115,7 +115,7 @@ class Snapshot:
         """Return when training may write to the tensors again; on the training thread.
 
         What no thread has begun to copy is copied here. For tensors on a CUDA device nothing is waited for: its
-        current stream is told to.
+        current stream does.
 
         Returns:
             The seconds waited.
@@ -129,7 +129,7 @@ class Snapshot:
         return time.perf_counter() - began
 
     def image(self) -> StagedCheckpoint:
-        """The document and the bytes of the files, in the buffer itself: they last until :meth:`release`.
+        """Return the document and the bytes of the files, in the buffer itself: they last until :meth:`release`.
 
         To be called in the thread that writes: it waits for devices, and turns all that is no tensor into a document.
 
@@ -158,7 +158,7 @@ class Snapshot:
                 )
 
     def release(self) -> None:
-        """Let the next snapshot have the memory; the image is no more. Once is enough; any thread may."""
+        """Let the next snapshot have the memory; its bytes are no more. Once is enough; any thread may."""
         with self._releasing:
             buffer, self._buffer = self._buffer, None
         if buffer is not None:

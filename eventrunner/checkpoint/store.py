@@ -66,7 +66,7 @@ _in_use: set[str] = set()
 class Store:
     """The checkpoints in one folder. Making a Store touches nothing; the folder is made by the first save.
 
-    One process writes to a folder at a time; reading beside it is safe, as what is visible is complete.
+    One process writes to a folder at a time; reading meanwhile is safe, as what is visible is complete.
 
     Attributes:
         folder: Where the checkpoints lie, each a folder of its own.
@@ -166,14 +166,14 @@ class Store:
         return self.folder / name
 
     def link(self, name: str, source: str, *, meta: Mapping[str, Any] | None = None) -> Path:
-        """Commit a twin of the checkpoint *source* under another name, without writing its files again.
+        """Commit the checkpoint *source* under another name, without writing its files again.
 
-        The files are hard links (copies where the file system has none), so the twin outlives its source and costs
-        no space beside it. The manifest is its own, with *meta* merged into that of the source. A checkpoint that has
+        The files are hard links (copies where the file system has none), so a link outlives its source and costs
+        no more space. The manifest is its own, with *meta* merged into that of the source. A checkpoint that has
         the name already is replaced. The hint stays as it is.
 
         Returns:
-            The path of the twin.
+            The path of the link.
 
         Raises:
             OptionError: *name* or *meta* can't be, or both names are the same.
@@ -182,15 +182,15 @@ class Store:
         """
         _check_name(name)
         if name == source:
-            raise OptionError(f"can't make {name!r} a twin of itself; a twin has a name of its own.")
+            raise OptionError(f"can't link {name!r} to itself; a link has a name of its own.")
         with _noted(name, self.folder, _NOT_SAVED):
             origin = self.path(source)
             known = verify_checkpoint(origin, digests=False)
-        twin = dataclasses.replace(known, meta={**known.meta, **plain_json(meta or {})})
+        linked = dataclasses.replace(known, meta={**known.meta, **plain_json(meta or {})})
         with self._committing(name) as temp:
             for file in known.files:
                 disk.link(origin / file, temp / file)
-            write_manifest(temp, twin)
+            write_manifest(temp, linked)
         return self.folder / name
 
     def delete(self, name: str) -> None:
@@ -215,11 +215,11 @@ class Store:
                 disk.remove_tree(trash)
 
     def names(self) -> list[str]:
-        """The names of all checkpoints with a readable manifest, by time and step, the newest last."""
+        """Return the names of all checkpoints with a readable manifest, by time and step, the newest last."""
         return [path.name for path, _ in listing(self.folder).complete]
 
     def path(self, name: str) -> Path:
-        """The path of the checkpoint *name*, whose manifest is read; its files are not.
+        """Return the path of the checkpoint *name*, whose manifest is read; its files are not.
 
         Raises:
             CheckpointNotFoundError: there is none.
@@ -232,16 +232,16 @@ class Store:
         return path
 
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint that verifies; :func:`find_newest` also says which were passed over, and why."""
+        """Return the newest checkpoint that verifies; :func:`find_newest` also says which were passed over, and why."""
         return find_newest(self.folder).path
 
     def clean(self) -> list[Path]:
         """Remove what a process that died left of a save or a delete, and return the paths that were removed.
 
         A checkpoint that was being replaced when the process died is put back. Call it before looking for the newest,
-        and while nobody else writes to the folder, which :class:`FolderLock` sees to (but not on a file system without
-        locks): the process in a hidden name isn't looked for, as another may have its number by now, in a container
-        above all. Only this store's own hidden
+        and while no other process writes to the folder, which :class:`FolderLock` sees to (but not on a file system
+        without locks): the process in a hidden name isn't looked for, as another may have its number by now, in a
+        container above all. Only this store's own hidden
         names are touched, and none that this process is working on.
         """
         matches = map(_LEFTOVER.fullmatch, self._listed())
@@ -282,7 +282,7 @@ class Store:
 
     @contextlib.contextmanager
     def _committing(self, name: str, needed: int = 0) -> Iterator[Path]:
-        """A hidden folder that becomes the checkpoint *name* if the body succeeds, and otherwise vanishes."""
+        """Yield a hidden folder that becomes the checkpoint *name* if the body succeeds, and otherwise vanishes."""
         final = self.folder / name
         exists = os.path.lexists(final)
         if exists and not _is_own(final):
@@ -311,7 +311,7 @@ class Store:
             raise CheckpointError(f"checkpoint {name!r} was given up while the disk was waited for; begin again.")
 
     def _make_folder(self) -> None:
-        """Make the folder; whoever made it, or one above it, may not have synced that, so that is done once."""
+        """Make the folder; what made it, or one above it, may not have synced that, so that is done once."""
         disk.make_folders(self.folder)
         if not self._is_named:
             disk.fsync_parents(self.folder)
@@ -319,7 +319,7 @@ class Store:
 
     @contextlib.contextmanager
     def _hidden(self, kind: str, name: str) -> Iterator[Path]:
-        """A path that isn't there yet, for this process alone, and that no :meth:`clean` in it takes for a leftover."""
+        """Return a path that isn't there yet, for this process alone, and that its :meth:`clean` spares."""
         path = self.folder / f".{kind}-{name}-{os.getpid()}-{secrets.token_hex(4)}"
         _in_use.add(path.name)
         try:
@@ -409,7 +409,7 @@ def _no_space(name: str, folder: Path, needed: int, free: int, why: str) -> NoSp
 
 @contextlib.contextmanager
 def _undone_on_failure() -> Iterator[contextlib.ExitStack]:
-    """A stack whose callbacks run, last first, only if the body fails."""
+    """Yield a stack whose callbacks run, last first, only if the body fails."""
     with contextlib.ExitStack() as undo:
         yield undo
         undo.pop_all()

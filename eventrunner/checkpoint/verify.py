@@ -65,12 +65,12 @@ class Listing:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether *path* is a folder with a file that a checkpoint has; it may still be damaged, or someone else's."""
+    """Return whether *path* is a folder with a file that a checkpoint has; it may be damaged, or another's."""
     return path.is_dir() and any(os.path.lexists(path / mark) for mark in _MARKS)
 
 
 def listing(folder: Path) -> Listing:
-    """The checkpoints directly in *folder*, ordered by time and step, found by their manifests alone.
+    """Return the checkpoints directly in *folder*, ordered by time and step, found by their manifests alone.
 
     Symbolic links, hidden names and other folders are passed over; a folder that doesn't exist has none.
     """
@@ -148,7 +148,7 @@ def find_newest(
             is ``content``: ``load_checkpoint``, which verifies as it reads, so reads the bytes once. By default each is
             read through and its manifest returned.
     """
-    # Beside a writer, the newest may be let go before it is read; then a newer one is there, which wasn't listed.
+    # A process that writes may delete the newest before it is read; then a newer one is there, which wasn't listed.
     found = Found(None, ())
     for _ in range(_LOOKS):
         before = _entries(Path(folder))
@@ -194,7 +194,7 @@ def is_of_use(manifest: Manifest) -> bool:
 
 
 def _entries(folder: Path) -> set[tuple[str, int]]:
-    """What is visible in *folder*, by name and inode, as a checkpoint may be replaced by one of its name."""
+    """Return what is visible in *folder*, by name and inode, as a checkpoint may be replaced by one of its name."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
@@ -206,7 +206,7 @@ def _entries(folder: Path) -> set[tuple[str, int]]:
 
 
 def missing_checkpoint(path: Path) -> CheckpointNotFoundError:
-    """The error for a *path* without a checkpoint: what is there, and which checkpoints are near."""
+    """Return the error for a *path* without a checkpoint: what is there, and which checkpoints are near."""
     what = f"{path} is no checkpoint, as it has no {MANIFEST_NAME}" if path.is_dir() else f"nothing is at {path}"
     for folder in (path, path.parent):
         if near := [found.name for found, _ in listing(folder).complete]:

@@ -60,7 +60,7 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def free_space(folder: Path) -> int | None:
-    """Bytes that may still be written to *folder*, which needn't be there yet; None where nothing says so.
+    """Return the bytes that may still be written to *folder*, which needn't be there yet; None where nothing says so.
 
     A user's quota is not looked at.
     """
@@ -80,7 +80,7 @@ def write_image(path: Path, data: memoryview) -> tuple[int, str]:
 
     One pass over the memory, which is hashed on the way. Where the file system takes it and *data* begins at a page,
     whole pages go past the kernel's cache: training loses a seventh of the processor time, and its files in the cache
-    stay there. (Writing over the blocks of a retired file would be a little faster still, and no cheaper; but whoever
+    stay there. (Writing over the blocks of a retired file would be a little faster still, and no cheaper; but what
     still reads that file would see it change. Reserving the space first gains nothing.)
 
     Returns:
@@ -159,7 +159,7 @@ def _created(path: Path) -> Iterator[int]:
 
 
 def _pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a file begin and end: all but the last in whole pages."""
+    """Yield where the chunks of a file begin and end: all but the last in whole pages."""
     whole = size - size % _PAGE
     for begin in range(0, whole, _PIECE):
         yield begin, min(begin + _PIECE, whole)
@@ -246,7 +246,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a synced copy of it where the file system has no hard links."""
+    """Give a file a second name, or make a synced copy of it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -304,7 +304,7 @@ class Reader:
                     self._hasher.update(filled)
 
     def take(self, count: int) -> bytes:
-        """The next *count* bytes."""
+        """Return the next *count* bytes."""
         data = bytearray(count)
         self.fill([memoryview(data)])
         return bytes(data)
@@ -320,7 +320,7 @@ class Reader:
 
 
 def _batches(buffers: Iterable[memoryview]) -> Iterator[list[memoryview]]:
-    """The buffers in pieces, as many together as one call takes and the processor's cache holds."""
+    """Yield the buffers in chunks, as many together as one call takes and the processor's cache holds."""
     batch: list[memoryview] = []
     room = _CHUNK
     for buffer in buffers:
@@ -335,7 +335,7 @@ def _batches(buffers: Iterable[memoryview]) -> Iterator[list[memoryview]]:
 
 
 def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
-    """What is left of *buffers* behind their first *count* bytes."""
+    """Return what is left of *buffers* behind their first *count* bytes."""
     while buffers and count >= len(buffers[0]):
         count -= len(buffers[0])
         buffers = buffers[1:]
@@ -344,7 +344,7 @@ def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
 
 @contextlib.contextmanager
 def reading(path: Path, digest: str | None = None) -> Iterator[Reader]:
-    """A reader of the file at *path*; if the body succeeds, what it has read is compared with *digest*, if given.
+    """Yield a reader of the file at *path*; if the body succeeds, what it has read is compared with *digest*, if given.
 
     Raises:
         CorruptCheckpointError: there is no plain file at *path*, or its digest is another.
@@ -389,7 +389,7 @@ def check_digest(path: Path, digest: str) -> None:
 
 
 def read_json(path: Path, limit: int, digest: str | None = None) -> Any:
-    """What a JSON file of at most *limit* bytes holds; ``NaN`` and ``Infinity`` are not JSON.
+    """Return what a JSON file of at most *limit* bytes holds; ``NaN`` and ``Infinity`` are not JSON.
 
     Raises:
         CorruptCheckpointError: missing, not a plain file, too large, not of that *digest*, or not JSON.
@@ -398,7 +398,7 @@ def read_json(path: Path, limit: int, digest: str | None = None) -> Any:
 
 
 def read_bytes(path: Path, limit: int, digest: str | None = None) -> bytes:
-    """All of a file of at most *limit* bytes.
+    """Return all of a file of at most *limit* bytes.
 
     Raises:
         CorruptCheckpointError: missing, not a plain file, too large, or not of that *digest*.
@@ -410,7 +410,7 @@ def read_bytes(path: Path, limit: int, digest: str | None = None) -> bytes:
 
 
 def parse_json(data: bytes, path: Path) -> Any:
-    """What JSON in UTF-8 holds: no ``NaN``, no number that a float or Python's limit can't hold, no key twice.
+    """Return what JSON in UTF-8 holds: no ``NaN``, no number that a float or Python's limit can't hold, no key twice.
 
     Containers take up to fifty times the bytes of their text.
 
