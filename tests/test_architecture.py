@@ -15,7 +15,7 @@ import eventrunner.hooks
 
 PACKAGE = Path(eventrunner.__file__).parent
 LAYERS = (
-    ("errors", "version", "units", "foreign"),
+    ("errors", "checks", "version", "units", "foreign"),
     ("files",),
     ("lanes",),
     ("bus",),

@@ -330,10 +330,10 @@ class TestErrors:
                 lambda m: MomentumAnnealingEMA(m, momentum=float("nan")),
                 "momentum, the weight of the new value, must be a float between 0 and 1, not nan.",
             ),
-            (lambda m: MomentumAnnealingEMA(m, gamma=0), "gamma must be an int from 1, not 0."),
-            (lambda m: MomentumAnnealingEMA(m, gamma=1.5), "gamma must be an int from 1, not 1.5."),
-            (lambda m: StochasticWeightAverage(m, interval=0), "interval must be an int from 1, not 0."),
-            (lambda m: StochasticWeightAverage(m, interval=True), "interval must be an int from 1, not True."),
+            (lambda m: MomentumAnnealingEMA(m, gamma=0), "gamma=0: give an int of 1 or more."),
+            (lambda m: MomentumAnnealingEMA(m, gamma=1.5), "gamma=1.5: give an int of 1 or more."),
+            (lambda m: StochasticWeightAverage(m, interval=0), "interval=0: give an int of 1 or more."),
+            (lambda m: StochasticWeightAverage(m, interval=True), "interval=True: give an int of 1 or more."),
         ],
     )
     def test_bad_arguments_fail_at_construction(self, make: Callable[[nn.Module], Any], message: str) -> None:

@@ -745,7 +745,7 @@ NAMES = (
             {"evry": 2},
             f"there is no option 'evry', only {NAMES}; did you mean 'every'?",
         ),
-        ({"every": 0}, "every=0 is not an interval; give an int of 1 or more, or a time such as '10min'."),
+        ({"every": 0}, "every=0: give an int of 1 or more, or a time such as '10min'."),
         ({"sender": 1}, f"there is no option 'sender', only {NAMES}."),
     ],
 )

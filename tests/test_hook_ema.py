@@ -519,7 +519,7 @@ def test_the_average_can_live_on_a_device_of_its_own(tmp_path: Path) -> None:
             "EMAHook's StochasticWeightAverage has no option 'xyz'; it takes interval, device, update_buffers.",
         ),
         ({"momentum": 2.0}, "momentum, the weight of the new value, must be a float between 0 and 1, not 2.0."),
-        ({"interval": 0}, "interval must be an int from 1, not 0."),
+        ({"interval": 0}, "interval=0: give an int of 1 or more."),
         (
             {"device": "gpu"},
             "device='gpu' is no device that torch knows; examples are 'cpu', 'cuda', 'cuda:1' and 'mps'.",

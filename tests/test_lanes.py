@@ -198,40 +198,40 @@ def test_a_callable_object_is_named_after_its_class() -> None:
     [
         (
             {"on_full": "drop_oldst"},
-            "on_full='drop_oldst' of receiver boom (a.py:3) is not one of wait, coalesce, drop_oldest, error; did you "
+            "receiver boom (a.py:3): on_full='drop_oldst': give one of wait, coalesce, drop_oldest, error; did you "
             "mean 'drop_oldest'?",
         ),
         (
             {"worker": "processes"},
-            "worker='processes' of receiver boom (a.py:3) is not one of thread, process; did you mean 'process'?",
+            "receiver boom (a.py:3): worker='processes': give one of thread, process; did you mean 'process'?",
         ),
-        ({"worker": 3}, "worker=3 of receiver boom (a.py:3) is not one of thread, process."),
+        ({"worker": 3}, "receiver boom (a.py:3): worker=3: give one of thread, process."),
         (
             {"on_error": "wran"},
-            "on_error='wran' of receiver boom (a.py:3) is not one of raise, warn, disable_after=<failures in a row, "
+            "receiver boom (a.py:3): on_error='wran': give one of raise, warn, disable_after=<failures in a row, "
             "from 1>; did you mean 'warn'?",
         ),
         (
             {"on_error": "disable_after=0"},
-            "on_error='disable_after=0' of receiver boom (a.py:3) is not one of raise, warn, disable_after=<failures "
+            "receiver boom (a.py:3): on_error='disable_after=0': give one of raise, warn, disable_after=<failures "
             "in a row, from 1>.",
         ),
         (
             {"on_error": None},
-            "on_error=None of receiver boom (a.py:3) is not one of raise, warn, disable_after=<failures in a row, from "
+            "receiver boom (a.py:3): on_error=None: give one of raise, warn, disable_after=<failures in a row, from "
             "1>.",
         ),
-        ({"max_pending": 0}, "max_pending=0 of receiver boom (a.py:3) is not a whole number from 1."),
-        ({"max_pending": True}, "max_pending=True of receiver boom (a.py:3) is not a whole number from 1."),
-        ({"max_pending": 2.5}, "max_pending=2.5 of receiver boom (a.py:3) is not a whole number from 1."),
-        ({"retries": -1}, "retries=-1 of receiver boom (a.py:3) is not a whole number from 0."),
+        ({"max_pending": 0}, "receiver boom (a.py:3): max_pending=0: give an int of 1 or more."),
+        ({"max_pending": True}, "receiver boom (a.py:3): max_pending=True: give an int of 1 or more."),
+        ({"max_pending": 2.5}, "receiver boom (a.py:3): max_pending=2.5: give an int of 1 or more."),
+        ({"retries": -1}, "receiver boom (a.py:3): retries=-1: give an int of 0 or more."),
         (
             {"lane": ""},
-            "lane='' of receiver boom (a.py:3) is not the name of a lane, which is any text but an empty one.",
+            "receiver boom (a.py:3): lane='': give the name of a lane, which is any text but an empty one.",
         ),
         (
             {"lane": None},
-            "lane=None of receiver boom (a.py:3) is not the name of a lane, which is any text but an empty one.",
+            "receiver boom (a.py:3): lane=None: give the name of a lane, which is any text but an empty one.",
         ),
         ({"call": 3}, "a task of lane 'log' must be something to call, not 3."),
         (
@@ -1121,12 +1121,12 @@ def test_lanes_are_opened_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "asincio"}, "backend='asincio' is not one of asyncio, trio; did you mean 'asyncio'?"),
-        ({"backend": "uvloop"}, "backend='uvloop' is not one of asyncio, trio."),
-        ({"deadline": 0}, "deadline=0 is not a number of seconds above 0."),
-        ({"deadline": math.nan}, "deadline=nan is not a number of seconds above 0."),
-        ({"deadline": True}, "deadline=True is not a number of seconds above 0."),
-        ({"deadline": "10min"}, "deadline='10min' is not a number of seconds above 0."),
+        ({"backend": "asincio"}, "backend='asincio': give one of asyncio, trio; did you mean 'asyncio'?"),
+        ({"backend": "uvloop"}, "backend='uvloop': give one of asyncio, trio."),
+        ({"deadline": 0}, "deadline=0: give a number of seconds above 0."),
+        ({"deadline": math.nan}, "deadline=nan: give a number of seconds above 0."),
+        ({"deadline": True}, "deadline=True: give a number of seconds above 0."),
+        ({"deadline": "10min"}, "deadline='10min': give a number of seconds above 0."),
     ],
 )
 def test_lanes_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

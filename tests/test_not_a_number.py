@@ -190,7 +190,7 @@ def test_a_loss_that_is_a_number_ends_no_run(make_runner: MakeRunner) -> None:
 @pytest.mark.parametrize("interval", [0, -1, 1.5, True, "1"])
 def test_an_interval_that_cant_be_is_refused(interval: Any) -> None:
     """When the hook is made."""
-    with pytest.raises(OptionError, match="give an int from 1"):
+    with pytest.raises(OptionError, match="give an int of 1 or more"):
         CheckInvalidLossHook(interval=interval)
 
 

@@ -15,6 +15,7 @@ from eventrunner.bus.priority import Priority, get_priority
 from eventrunner.bus.signature import Receiver
 from eventrunner.bus.signature import label as label_of
 from eventrunner.bus.sites import Unit
+from eventrunner.checks import check_bools, check_ints, is_int, refusal
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.lanes.lanes import OnFull
 from eventrunner.lanes.task import inert_kind
@@ -110,26 +111,24 @@ def parse_options(
     except ValueError as error:
         raise OptionError(f"every={error}") from None
     count = 1 if every is None or isinstance(every, str) else every
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise OptionError(f"every={every!r} is not an interval; give an int of 1 or more, or a time such as '10min'.")
-    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-        raise OptionError(f"start={start!r} is not a number of epochs or iterations; give an int of 0 or more.")
-    if not isinstance(once, bool):
-        raise OptionError(f"once={once!r} is not a flag; give True or False.")
+    if not is_int(count, 1):
+        raise refusal("", "every", every, "an int of 1 or more, or a time such as '10min'")
+    check_ints("", 0, start=start)
+    check_bools("", once=once)
     if when is not None and (not callable(when) or inert_kind(when)):
-        raise OptionError(f"when={when!r} is not a plain function; give one that returns True where it should run.")
+        raise refusal("", "when", when, "a plain function that returns True where it should run")
     if not isinstance(label, str | None):
-        raise OptionError(f"label={label!r} is not a name; give a str.")
+        raise refusal("", "label", label, "a str")
     lane = _lane_options(offload, others)
     return Options(number, count, period, start, once, when, label or "", offload, lane, _checked_parts(mutates))
 
 
 def _lane_options(offload: bool | None, given: dict[str, Any]) -> LaneOptions:
-    if offload is not None and not isinstance(offload, bool):
-        raise OptionError(f"offload={offload!r} is not a flag; give True or False.")
+    if offload is not None:
+        check_bools("", offload=offload)
     for name in ("lane", "barrier"):
         if name in given and (not isinstance(given[name], str) or not given[name]):
-            raise OptionError(f"{name}={given[name]!r} is not a name; give a str.")
+            raise refusal("", name, given[name], "a str")
     lane = LaneOptions(**given)
     if offload is False and given:
         raise OptionError(f"{next(iter(given))}= is of use to an offloaded receiver only; leave out offload=False.")
@@ -140,7 +139,7 @@ def _checked_parts(mutates: object) -> tuple[str, ...] | None:
     if mutates is None:
         return None
     if isinstance(mutates, str) or not isinstance(mutates, tuple | list | set | frozenset):
-        raise OptionError(f"mutates={mutates!r} is not a tuple; give names out of {listed(_PARTS)}, or () for none.")
+        raise refusal("", "mutates", mutates, f"a tuple of names out of {listed(_PARTS)}, or () for none")
     for part in mutates:
         if part not in _PARTS:
             near = did_you_mean(str(part), _PARTS) or "."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from eventrunner.checkpoint import Store, load_checkpoint, verify_checkpoint
 from eventrunner.checkpoint.contents import check_tree
 from eventrunner.checkpoint.manifest import PTH_NAME
 from eventrunner.checkpoint.saver import FORMATS, MODES, WRITE_LANE, Save, stepped_tensors
+from eventrunner.checks import check_bools, check_choices, check_folders, check_ints, is_int, refusal
 from eventrunner.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -547,31 +547,28 @@ def _names_made(hook: CheckpointHook, by_epoch: bool) -> set[tuple[str, bool]]:
 
 
 def _check_way(hook: CheckpointHook) -> None:
-    for name, value, allowed in (("mode", hook.mode, MODES), ("format", hook.format, FORMATS)):
-        if value not in allowed:
-            near = did_you_mean(str(value), allowed) or "."
-            raise OptionError(f"CheckpointHook({name}={value!r}): give one of {listed(allowed)}{near}")
+    check_choices("CheckpointHook", MODES, mode=hook.mode)
+    check_choices("CheckpointHook", FORMATS, format=hook.format)
 
 
 def _check_flags(hook: CheckpointHook) -> None:
-    for name in ("by_epoch", "save_optimizer", "save_param_scheduler", "save_last", "offload", "verify"):
-        value = getattr(hook, name)
-        if not isinstance(value, bool) and not (name == "by_epoch" and value is None):
-            raise OptionError(f"CheckpointHook({name}={value!r}): give True or False.")
+    names = ("save_optimizer", "save_param_scheduler", "save_last", "offload", "verify")
+    check_bools("CheckpointHook", **{name: getattr(hook, name) for name in names})
+    if hook.by_epoch is not None:
+        check_bools("CheckpointHook", by_epoch=hook.by_epoch)
 
 
 def _check_numbers(hook: CheckpointHook) -> None:
     for name, value in (("interval", hook.interval), ("max_keep_ckpts", hook.max_keep_ckpts)):
-        if value is not None and (not _is_int(value) or (value < 1 and value != -1)):
-            raise OptionError(f"CheckpointHook({name}={value!r}): give an int of 1 or more, or -1.")
-    if not _is_int(hook.save_begin) or hook.save_begin < 0:
-        raise OptionError(f"CheckpointHook(save_begin={hook.save_begin!r}): give an int of 0 or more.")
+        if value is not None and not is_int(value, 1) and value != -1:
+            raise refusal("CheckpointHook", name, value, "an int of 1 or more, or -1")
+    check_ints("CheckpointHook", 0, save_begin=hook.save_begin)
 
 
 def _check_names(hook: CheckpointHook) -> None:
     out_dir, template = hook.out_dir, hook.filename_tmpl
-    if out_dir is not None and (not isinstance(out_dir, str | os.PathLike) or not str(out_dir)):
-        raise OptionError(f"CheckpointHook(out_dir={out_dir!r}): give a folder's path.")
+    if out_dir is not None:
+        check_folders("CheckpointHook", out_dir=out_dir)
     if template is not None and not _is_template(template):
         raise OptionError(
             f"CheckpointHook(filename_tmpl={template!r}): give a plain name with one {{}}, of at most "
@@ -597,7 +594,3 @@ def _is_template(value: object) -> bool:
     rest = value.replace("{}", "")
     plain = not set(rest) & set("{}/\\") and not value.startswith(".") and rest.isprintable()
     return plain and len(value.encode()) <= _LONGEST_TEMPLATE
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from eventrunner.checks import check_bools, check_ints, check_numbers, refusal
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
@@ -52,11 +53,12 @@ class EarlyStoppingHook(Hook):
         stopping_threshold: float | None = None,
     ) -> None:
         if not isinstance(monitor, str) or not monitor.removeprefix("val/"):
-            raise OptionError(f"EarlyStoppingHook(monitor={monitor!r}): give the name of a metric.")
-        for name, flag in (("strict", strict), ("check_finite", check_finite)):
-            if not isinstance(flag, bool):
-                raise OptionError(f"EarlyStoppingHook({name}={flag!r}): give True or False.")
-        _check_numbers(min_delta, patience, stopping_threshold)
+            raise refusal("EarlyStoppingHook", "monitor", monitor, "the name of a metric")
+        check_bools("EarlyStoppingHook", strict=strict, check_finite=check_finite)
+        check_ints("EarlyStoppingHook", 1, patience=patience)
+        check_numbers("EarlyStoppingHook", least=0, min_delta=min_delta)
+        if stopping_threshold is not None:
+            check_numbers("EarlyStoppingHook", stopping_threshold=stopping_threshold)
         self._given, self.monitor = monitor, monitor.removeprefix("val/")
         self.rule = tell_rule(self.monitor, rule) or ""
         self.min_delta, self.patience, self.stopping_threshold = min_delta, patience, stopping_threshold
@@ -121,16 +123,3 @@ class EarlyStoppingHook(Hook):
         if not self._warned:
             self._warned = True
             runner.logger.warning("early stopping waits", reason=f"for {self.monitor!r}: {why}")
-
-
-def _check_numbers(min_delta: object, patience: object, stopping_threshold: object) -> None:
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-        raise OptionError(f"EarlyStoppingHook(patience={patience!r}): give an int of 1 or more.")
-    if not _is_finite(min_delta) or min_delta < 0:  # type: ignore[operator]  # a number by then
-        raise OptionError(f"EarlyStoppingHook(min_delta={min_delta!r}): give a number of 0 or more.")
-    if stopping_threshold is not None and not _is_finite(stopping_threshold):
-        raise OptionError(f"EarlyStoppingHook(stopping_threshold={stopping_threshold!r}): give a finite number.")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from eventrunner.checks import check_bools, check_ints
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
@@ -82,9 +83,10 @@ class EMAHook(Hook):
         begin_epoch: int = 0,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(strict_load, bool):
-            raise OptionError(f"EMAHook(strict_load={strict_load!r}): give True or False.")
-        _check_begins(begin_iter, begin_epoch)
+        check_bools("EMAHook", strict_load=strict_load)
+        check_ints("EMAHook", 0, begin_iter=begin_iter, begin_epoch=begin_epoch)
+        if begin_iter and begin_epoch:
+            raise OptionError(f"EMAHook(begin_iter={begin_iter}, begin_epoch={begin_epoch}): give one of the two.")
         self.strict_load, self.begin_iter, self.begin_epoch = strict_load, begin_iter, begin_epoch
         self._kind = _average_class(ema_type)
         self._options = _checked_options(self._kind, kwargs)
@@ -251,11 +253,3 @@ def _checked_options(kind: type[AveragedModel], options: dict[str, Any]) -> dict
     if kind in _AVERAGES.values():
         _average(kind, nn.Module(), options)
     return options
-
-
-def _check_begins(begin_iter: int, begin_epoch: int) -> None:
-    for name, value in (("begin_iter", begin_iter), ("begin_epoch", begin_epoch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise OptionError(f"EMAHook({name}={value!r}): give an int of 0 or more.")
-    if begin_iter and begin_epoch:
-        raise OptionError(f"EMAHook(begin_iter={begin_iter}, begin_epoch={begin_epoch}): give one of the two.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eventrunner.errors import OptionError
+from eventrunner.checks import check_bools
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 
@@ -39,9 +39,7 @@ class EmptyCacheHook(Hook):
 
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, after_iter: bool = False) -> None:
         wanted = {"before_epoch": before_epoch, "after_epoch": after_epoch, "after_iter": after_iter}
-        for name, value in wanted.items():
-            if not isinstance(value, bool):
-                raise OptionError(f"EmptyCacheHook({name}={value!r}): give True or False.")
+        check_bools("EmptyCacheHook", **wanted)
         for name, value in wanted.items():
             if value and getattr(type(self), f"_{name}") is getattr(Hook, f"_{name}"):  # a subclass may have its own
                 # On the instance, because what a hook has is what gets connected.

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eventrunner.errors import InvalidLossError, OptionError
+from eventrunner.checks import check_ints
+from eventrunner.errors import InvalidLossError
 from eventrunner.hook import Hook
 from eventrunner.registry import YIELDING_HOOKS
 
@@ -36,8 +37,7 @@ class CheckInvalidLossHook(Hook):
     mutates = ()
 
     def __init__(self, interval: int = 50) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise OptionError(f"CheckInvalidLossHook(interval={interval!r}): give an int from 1.")
+        check_ints("CheckInvalidLossHook", 1, interval=interval)
         self.interval = interval
 
     def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

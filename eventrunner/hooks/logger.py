@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.util
 import math
-import os
 import re
 import time
 from collections import deque
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.errors import MissingExtraError, OptionError, RunExistsError
+from eventrunner.checks import check_bools, check_folders, check_ints
+from eventrunner.errors import MissingExtraError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
@@ -329,23 +329,15 @@ class LoggerHook(Hook):
 
 
 def _check_options(hook: LoggerHook) -> None:
-    _check_count("interval", hook.interval)
-    _check_count("window_size", hook.window_size, _WINDOW)
-    for name in ("ignore_last", "log_metric_by_epoch", "tensorboard", "offload"):
-        value = getattr(hook, name)
-        if not isinstance(value, bool):
-            raise OptionError(f"LoggerHook({name}={value!r}): give True or False.")
-    if hook.out_dir is not None and (not isinstance(hook.out_dir, str | os.PathLike) or not str(hook.out_dir)):
-        raise OptionError(f"LoggerHook(out_dir={hook.out_dir!r}): give a folder's path.")
+    check_ints("LoggerHook", 1, interval=hook.interval)
+    check_ints("LoggerHook", 1, _WINDOW, window_size=hook.window_size)
+    names = ("ignore_last", "log_metric_by_epoch", "tensorboard", "offload")
+    check_bools("LoggerHook", **{name: getattr(hook, name) for name in names})
+    if hook.out_dir is not None:
+        check_folders("LoggerHook", out_dir=hook.out_dir)
     if hook.tensorboard and importlib.util.find_spec("tensorboard") is None:
         install = "pip install 'eventrunner[tensorboard]'"
         raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
-
-
-def _check_count(name: str, value: object, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
-        allowed = "of 1 or more" if most is None else f"from 1 to {most:,}"
-        raise OptionError(f"LoggerHook({name}={value!r}): give an int {allowed}.")
 
 
 @contextlib.contextmanager

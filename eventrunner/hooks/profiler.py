@@ -13,6 +13,7 @@ import torch
 from torch import profiler
 from torch.autograd.profiler_util import EventList
 
+from eventrunner.checks import check_bools, check_ints, is_int, refusal
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
@@ -97,9 +98,8 @@ class ProfilerHook(Hook):
             "with_stack": with_stack,
             "with_flops": with_flops,
         }
-        _check_flags({"by_epoch": by_epoch, **recorded})
-        if isinstance(profile_times, bool) or not isinstance(profile_times, int) or profile_times < 1:
-            raise OptionError(f"ProfilerHook(profile_times={profile_times!r}): give an int of 1 or more.")
+        check_bools("ProfilerHook", by_epoch=by_epoch, **recorded)
+        check_ints("ProfilerHook", 1, profile_times=profile_times)
         self.by_epoch, self.profile_times = by_epoch, profile_times
         self.json_trace_path = _checked_path(json_trace_path)
         self.on_trace_ready = _checked_report(on_trace_ready, json_trace_path)
@@ -190,14 +190,8 @@ def _report(on_trace_ready: Report | Mapping[str, Any] | None, runner: Run) -> R
     return handler
 
 
-def _check_flags(flags: Mapping[str, object]) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise OptionError(f"ProfilerHook({name}={value!r}): give True or False.")
-
-
 def _activities(cpu: bool, cuda: bool) -> list[profiler.ProfilerActivity]:
-    _check_flags({"activity_with_cpu": cpu, "activity_with_cuda": cuda})
+    check_bools("ProfilerHook", activity_with_cpu=cpu, activity_with_cuda=cuda)
     if cuda and not torch.cuda.is_available():
         raise OptionError("ProfilerHook(activity_with_cuda=True) needs a CUDA device, and torch finds none.")
     if not cpu and not cuda:
@@ -210,14 +204,14 @@ def _schedule(options: Mapping[str, Any] | None) -> Callable[[int], profiler.Pro
     if options is None:
         return None
     if not isinstance(options, Mapping):
-        raise OptionError(f"ProfilerHook(schedule={options!r}): give a dict of torch.profiler.schedule's arguments.")
+        raise refusal("ProfilerHook", "schedule", options, "a dict of torch.profiler.schedule's arguments")
     attempt = f"ProfilerHook(schedule={dict(options)})"
     parameters = inspect.signature(profiler.schedule).parameters
     for name, value in options.items():
         if name not in parameters:
             near = did_you_mean(str(name), parameters) or f"; there are {listed(parameters)}."
             raise OptionError(f"{attempt} has no {name!r}{near}")
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_int(value):
             raise OptionError(f"{attempt}: {name!r} must be an int.")
     try:
         return profiler.schedule(**options)
@@ -251,8 +245,8 @@ def _checked_path(path: PathLike | None) -> Path | None:
     if path is None:
         return None
     if not isinstance(path, str | os.PathLike):
-        raise OptionError(f"ProfilerHook(json_trace_path={path!r}): give a path.")
+        raise refusal("ProfilerHook", "json_trace_path", path, "a path")
     checked = Path(path)
     if not checked.name or (checked.is_absolute() and (checked.is_dir() or not checked.parent.is_dir())):
-        raise OptionError(f"ProfilerHook(json_trace_path={str(path)!r}): give a file in a folder that exists.")
+        raise refusal("ProfilerHook", "json_trace_path", str(path), "a file in a folder that exists")
     return checked

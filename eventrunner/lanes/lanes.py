@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
-from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError, OptionError
+from eventrunner.checks import check_choices, check_seconds
+from eventrunner.errors import LaneError, LaneTimeoutError, MissingExtraError
 from eventrunner.lanes.deadline import POLL, Deadline
 from eventrunner.lanes.lane import Job, Lane, LanesState, TaskStats, lane_here
 from eventrunner.lanes.loop import serve, wait_for
-from eventrunner.lanes.task import WORKERS, Account, OnFull, Span, Task, check_choice
+from eventrunner.lanes.task import WORKERS, Account, OnFull, Span, Task
 
 __all__ = ["BACKENDS", "WORKERS", "Account", "Lanes", "OnFull", "Span", "Task", "run_now"]
 
@@ -76,11 +77,10 @@ class Lanes:
         on_failure: Callable[[], None] | None = None,
         warn: Callable[[str, BaseException], None] | None = None,
     ) -> None:
-        check_choice("backend", backend, BACKENDS)
+        check_choices("", BACKENDS, backend=backend)
         if backend == "trio" and importlib.util.find_spec("trio") is None:
             raise MissingExtraError("backend='trio' needs trio: pip install 'eventrunner[trio]'.")
-        if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
-            raise OptionError(f"deadline={deadline!r} is not a number of seconds above 0.")
+        check_seconds("", deadline=deadline)
         self.failures: deque[BaseException] = deque()
         """What jobs raised and was not reported yet, the oldest first."""
         self.spans: deque[Span] = deque(maxlen=100_000)

@@ -7,14 +7,15 @@ import inspect
 import pickle
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
-from eventrunner.errors import LaneError, OptionError, did_you_mean, listed
+from eventrunner.checks import check_choices, check_ints, refusal
+from eventrunner.errors import LaneError, OptionError
 from eventrunner.lanes.importable import check_sendable
 
-__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "check_choice", "inert_kind", "is_async"]
+__all__ = ["WORKERS", "Account", "OnFull", "Span", "Task", "call_in_process", "inert_kind", "is_async"]
 
 OnFull = Literal["wait", "coalesce", "drop_oldest", "error"]
 WORKERS = ("thread", "process")
@@ -69,7 +70,10 @@ class Task:
             raise OptionError(f"a task of lane {self.lane!r} must be something to call, not {self.call!r}.")
         name = self.name or getattr(self.call, "__qualname__", type(self.call).__qualname__)
         object.__setattr__(self, "name", name)
-        _check_options(self)
+        try:
+            _check_options(self)
+        except OptionError as error:
+            raise OptionError(f"{self}: {error}") from None
         found = _DISABLE_AFTER.fullmatch(self.on_error)
         object.__setattr__(self, "disable_after", int(found[1]) if found else 0)
         object.__setattr__(self, "awaits", is_async(self.call))
@@ -126,13 +130,6 @@ class Span:
     failed: bool
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str], of: str = "") -> None:
-    """Raise an ``OptionError`` unless *value* is one of *allowed*."""
-    if value not in allowed:
-        near = did_you_mean(str(value), allowed) or "."
-        raise OptionError(f"{name}={value!r}{of} is not one of {listed(allowed)}{near}")
-
-
 def call_in_process(pickled: bytes) -> BaseException | None:
     """In a worker process: make a call, and return what it raised, in a form that can be sent.
 
@@ -175,16 +172,14 @@ def inert_kind(call: Any) -> str:
 
 
 def _check_options(task: Task) -> None:
-    of = f" of {task}"
     if not isinstance(task.lane, str) or not task.lane:
-        raise OptionError(f"lane={task.lane!r}{of} is not the name of a lane, which is any text but an empty one.")
-    check_choice("on_full", task.on_full, get_args(OnFull), of)
-    check_choice("worker", task.worker, WORKERS, of)
+        raise refusal("", "lane", task.lane, "the name of a lane, which is any text but an empty one")
+    check_choices("", get_args(OnFull), on_full=task.on_full)
+    check_choices("", WORKERS, worker=task.worker)
     if not isinstance(task.on_error, str) or not _DISABLE_AFTER.fullmatch(task.on_error):
-        check_choice("on_error", task.on_error, ("raise", "warn", "disable_after=<failures in a row, from 1>"), of)
-    for name, value, least in (("max_pending", task.max_pending, 1), ("retries", task.retries, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise OptionError(f"{name}={value!r}{of} is not a whole number from {least}.")
+        check_choices("", ("raise", "warn", "disable_after=<failures in a row, from 1>"), on_error=task.on_error)
+    check_ints("", 1, max_pending=task.max_pending)
+    check_ints("", 0, retries=task.retries)
 
 
 def _check_process(task: Task) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from eventrunner.checks import check_ints
 from eventrunner.errors import OptionError
 from eventrunner.training.state import check_initialized
 
@@ -68,7 +69,8 @@ class WeightAverage(AveragedModel):
     ) -> None:
         check_initialized(type(self).__name__, model)
         super().__init__(model, None if device is None else torch.device(device), use_buffers=update_buffers)
-        self.interval = _count("interval", interval)
+        check_ints("", 1, interval=interval)
+        self.interval = interval
         self.module.requires_grad_(False)
         # The counter stays on the host: read from a device, it would make every update wait for that device.
         self.n_averaged = torch.zeros((), dtype=torch.long, device="cpu")
@@ -164,7 +166,8 @@ class MomentumAnnealingEMA(WeightAverage):
     ) -> None:
         super().__init__(model, interval, device, update_buffers)
         self.momentum = _momentum(momentum)
-        self.gamma = _count("gamma", gamma)
+        check_ints("", 1, gamma=gamma)
+        self.gamma = gamma
 
     def weight(self, steps: int) -> float:
         """``max(momentum, gamma / (gamma + steps))``."""
@@ -251,12 +254,6 @@ def _can_blend(tensor: Tensor) -> bool:
 
 def _alike(value: Tensor, average: Tensor) -> Tensor:
     return value if value.device == average.device and value.dtype == average.dtype else value.to(average)
-
-
-def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} must be an int from 1, not {value!r}.")
-    return value
 
 
 def _momentum(value: object) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from eventrunner.checks import check_bools, check_ints, check_numbers
 from eventrunner.errors import OptionError, ResumeError, did_you_mean, listed
 
 __all__ = ["OptimWrapper", "OptimWrapperDict", "build_optim", "named_wrappers"]
@@ -86,8 +87,7 @@ class OptimWrapper:
         loss_scale: str | float | Mapping[str, Any] = "dynamic",
     ) -> None:
         _require_optimizer("OptimWrapper(optimizer=…)", optimizer)
-        if not isinstance(accumulative_counts, int) or not _is_positive(accumulative_counts):
-            raise OptionError(f"accumulative_counts must be an int from 1, not {accumulative_counts!r}.")
+        check_ints("OptimWrapper", 1, accumulative_counts=accumulative_counts)
         self.optimizer = optimizer
         self.accumulative_counts = accumulative_counts
         self.amp_dtype = _parse_amp_dtype(dtype)
@@ -662,17 +662,14 @@ def _make_scaler(amp_dtype: torch.dtype | None, loss_scale: object) -> torch.amp
 
 
 def _check_options(where: str, given: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
+    owner = where.partition(" ")[0]
     for name, value in given.items():
         if name not in allowed:
             raise OptionError(f"{where} takes {listed(allowed)}, not {name!r}{did_you_mean(str(name), allowed) or '.'}")
-        if name == "error_if_nonfinite" and not isinstance(value, bool):
-            raise OptionError(f"{where}: {name} must be True or False, not {value!r}.")
-        if name != "error_if_nonfinite" and not _is_positive(value):
-            raise OptionError(f"{where}: {name} must be a number above 0, not {value!r}.")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        if name == "error_if_nonfinite":
+            check_bools(owner, **{name: value})
+        elif value != float("inf"):  # a norm may be the largest of all
+            check_numbers(owner, above=0, **{name: value})
 
 
 def named_wrappers(optim: OptimWrapper | OptimWrapperDict | None) -> list[tuple[str, OptimWrapper]]:
