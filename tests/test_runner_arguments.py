@@ -398,7 +398,7 @@ def test_a_foreign_argument_says_what_it_is_called_here(tmp_path: Path, name: st
     with pytest.raises(ArgumentError) as caught:
         Runner(**{name: 1})
     row = foreign.ARGUMENTS[name]
-    assert str(caught.value) == f"Runner() has no argument {name!r}: that is {row.owner} name; here {row.here}."
+    assert str(caught.value) == f"Runner() has no argument {name!r}: that is {row[0]} name; here {row[1]}."
     assert list(tmp_path.iterdir()) == []
 
 
@@ -420,7 +420,7 @@ def test_a_foreign_method_says_what_it_is_called_here(name: str, bus: Bus) -> No
     row = foreign.METHODS[name]
     with pytest.raises(AttributeError) as caught:
         getattr(runner, name)
-    assert str(caught.value) == f"Runner has no {name!r}: that is {row.owner} name; here {row.here}."
+    assert str(caught.value) == f"Runner has no {name!r}: that is {row[0]} name; here {row[1]}."
     assert not hasattr(runner, name)
 
 
