@@ -523,6 +523,24 @@ def test_a_history_without_entries_can_be_saved_and_loaded() -> None:
     assert (buffer.max(), buffer.mean()) == (-1.0, -1.0)
 
 
+def test_a_state_without_entries_may_have_any_extremes() -> None:
+    """An older one has zeros, which are no largest and no smallest value of what comes."""
+    buffer = HistoryBuffer()
+    buffer.load_state_dict(HistoryBuffer().state_dict() | {"max": 0.0, "min": 0.0})
+    buffer.update(-2.0)
+    buffer.update(-1.0)
+
+    assert (buffer.max(), buffer.min()) == (-1.0, -2.0)
+
+
+def test_a_state_of_lists_is_loaded_too() -> None:
+    """As older checkpoints have it, with nothing to fill it up."""
+    buffer = HistoryBuffer()
+    buffer.load_state_dict(plain(filled([(1.0, 1), (2.0, 3)]).state_dict()) | {"values": [1.0, 2.0], "counts": [1, 3]})
+
+    assert (buffer.data, buffer.mean()) == (((1.0, 2.0), (1, 3)), 7 / 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

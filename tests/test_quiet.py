@@ -67,6 +67,7 @@ class Calls:
     def __init__(self) -> None:
         self.python: Counter[str] = Counter()
         self.c: Counter[str] = Counter()
+        self.files: Counter[str] = Counter()
         self.on = False
 
     def note(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -75,6 +76,7 @@ class Calls:
         if event == "call":
             code = frame.f_code
             self.python[_site(code.co_filename) + getattr(code, "co_qualname", code.co_name)] += 1
+            self.files[code.co_filename] += 1
         elif event == "c_call":
             self.c[argument.__name__] += 1
 
@@ -227,6 +229,26 @@ def _do_nothing() -> Callable[..., None]:
         """Nothing."""
 
     return receiver
+
+
+def test_a_row_of_the_log_takes_few_calls_through_few_files(make_runner: MakeRunner) -> None:
+    """With its line, above a quiet iteration. Behind a step of a model, each of them is fetched anew."""
+    row = Calls()
+
+    def step(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        row.on = runner.iter == 59
+        return train_step(model, batch)
+
+    hooks = {"logger": {"interval": 20}, "checkpoint": {"interval": 80}}
+    runner = quiet_run(make_runner, train_step=step, default_hooks=hooks)
+    with row.counting():
+        runner.train()
+    assert (runner.work_dir / "log.txt").read_text().count("iter 60/80") == 1
+    assert row.python["RunLog.write"] == 1  # it has looked at all
+    assert row.python.total() - sum(QUIET_CALLS.values()) <= 120
+    quiet = counted(make_runner, work_dir=runner.work_dir.with_name("quiet")).files
+    more = {name for name, count in row.files.items() if count > quiet[name] / (LAST - FIRST) and name[0] != "<"}
+    assert len(more) <= 10, more
 
 
 def test_a_site_without_receivers_is_none_to_a_loop() -> None:
