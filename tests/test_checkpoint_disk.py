@@ -27,6 +27,7 @@ from eventrunner.checkpoint.staging import StagedCheckpoint, allocate, memory_of
 from eventrunner.checkpoint.store import Store
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from eventrunner.files import disk
+from eventrunner.files.reader import reading
 
 
 def a_tree(value: float = 1.0) -> dict[str, Any]:
@@ -282,7 +283,7 @@ class TestReading:
         """Whatever was there before."""
         (tmp_path / "x").write_bytes(b"abc")
 
-        with disk.reading(tmp_path / "x") as reader:
+        with reading(tmp_path / "x") as reader:
             os.truncate(tmp_path / "x", 2)
             with pytest.raises(CorruptCheckpointError, match=r"^.*/x ended while it was read\.$"):
                 reader.take(3)

@@ -33,6 +33,7 @@ from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import find_newest, verify_checkpoint
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, OptionError
 from eventrunner.files import disk
+from eventrunner.files.reader import check_digest
 
 FILES = ["MANIFEST.json", "model.safetensors", "optimizer.safetensors", "state.json", "state.safetensors"]
 
@@ -315,7 +316,7 @@ class TestFailingDisk:
         (tmp_path / "file").touch()
 
         with pytest.raises(NotADirectoryError):
-            disk.check_digest(tmp_path / "file" / "x", "")
+            check_digest(tmp_path / "file" / "x", "")
 
     def test_a_folder_that_can_not_be_synced_is_let_pass(self) -> None:
         """Some file systems have no such call; /proc is one."""

@@ -17,7 +17,7 @@ from eventrunner.checkpoint.pth import UNREADABLE, read_tree
 from eventrunner.checkpoint.staging import memory_of
 from eventrunner.checkpoint.verify import check_files, is_checkpoint, missing_checkpoint, verify_checkpoint
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError, listed
-from eventrunner.files import disk
+from eventrunner.files.reader import read_json, reading
 
 __all__ = ["load_checkpoint", "load_weights"]
 
@@ -147,7 +147,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
 
 
 def _document(folder: Path, digests: Mapping[str, str]) -> dict[str, Any]:
-    document = disk.read_json(folder / STATE_NAME, STATE_LIMIT, digests.get(STATE_NAME))
+    document = read_json(folder / STATE_NAME, STATE_LIMIT, digests.get(STATE_NAME))
     if not isinstance(document, dict):
         raise CorruptCheckpointError(f"{folder / STATE_NAME} is no JSON object.")
     return document
@@ -162,7 +162,7 @@ def _tensors(
 
 def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     """Read all tensors of a file, each into memory of its own: the bytes hashed are those returned."""
-    with disk.reading(file, digest) as reader:
+    with reading(file, digest) as reader:
         mapped = _mapped(file, reader.name)
         tensors = {name: torch.empty_like(tensor) for name, tensor in mapped.items()}
         header = reader.size - sum(tensor.nbytes for tensor in tensors.values())  # safetensors allows no holes

@@ -18,6 +18,7 @@ import xxhash
 
 from eventrunner.errors import CheckpointError, CorruptCheckpointError, OptionError
 from eventrunner.files import disk
+from eventrunner.files.reader import parse_json, read_bytes
 
 __all__ = [
     "FORMAT",
@@ -150,9 +151,9 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: of a format that this version doesn't know.
     """
     path = folder / MANIFEST_NAME
-    data = disk.read_bytes(path, _LIMIT)
+    data = read_bytes(path, _LIMIT)
     try:
-        body = disk.parse_json(_without_digest(data), path)
+        body = parse_json(_without_digest(data), path)
         number = _count(body, "format")
         manifest = _from_json(body) if number == FORMAT else None
     except (ValueError, RecursionError) as error:

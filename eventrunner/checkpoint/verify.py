@@ -19,7 +19,7 @@ from eventrunner.checkpoint.manifest import (
     read_manifest,
 )
 from eventrunner.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, did_you_mean, listed
-from eventrunner.files import disk
+from eventrunner.files.reader import check_digest
 
 __all__ = [
     "FINITE",
@@ -118,7 +118,7 @@ def check_files(folder: Path, manifest: Manifest, digested: Collection[str]) -> 
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     for name in digested:
-        disk.check_digest(folder / name, manifest.files[name].digest)
+        check_digest(folder / name, manifest.files[name].digest)
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

@@ -1,5 +1,5 @@
 """Every change to a disk, and every bounded read.
 
-``disk`` writes, syncs, renames and reads, ``replace`` puts a text in another's place, ``lock`` keeps a folder for one
-process. Imports errors alone.
+``disk`` writes, syncs, replaces and removes; ``reader`` reads what may be damaged or hostile; ``lock`` keeps a folder
+for one process. Imports errors alone.
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eventrunner.bus.ledger import InlineSpan
 from eventrunner.checkpoint.saver import OTHER_LANE, WRITE_LANE, Save
 from eventrunner.errors import OptionError
-from eventrunner.files.replace import replace_text
+from eventrunner.files.disk import replace_text
 from eventrunner.lanes.lanes import Account, Span
 from eventrunner.units import duration, size
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eventrunner.files.replace import replace_text
+from eventrunner.files.disk import replace_text
 
 __all__ = ["EventLog", "RowLog"]
 

@@ -18,7 +18,7 @@ import torch
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eventrunner.checkpoint.verify import is_checkpoint, missing_checkpoint
 from eventrunner.errors import OptionError, RunExistsError
-from eventrunner.files.replace import replace_text
+from eventrunner.files.disk import replace_text
 from eventrunner.version import __version__
 
 __all__ = [

@@ -62,10 +62,10 @@ def _manifest() -> Target:
 
 def _document() -> Target:
     """Any text as a document."""
-    files, codec, torch = _module("files.disk"), _module("checkpoint.codec"), importlib.import_module("torch")
+    reader, codec, torch = _module("files.reader"), _module("checkpoint.codec"), importlib.import_module("torch")
 
     def read(data: bytes, folder: Path) -> None:
-        found = files.parse_json(data, folder)
+        found = reader.parse_json(data, folder)
         if isinstance(found, dict):
             weights = {"w": torch.ones(2, 3), "b": torch.arange(16, dtype=torch.uint8)}
             codec.decode(found, {"model.safetensors": weights})

@@ -24,7 +24,7 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-_FILES, _STORE = "files/disk.py", "checkpoint/store.py"
+_FILES, _READER, _STORE = "files/disk.py", "files/reader.py", "checkpoint/store.py"
 _CUTS = ("tests/faults/test_power_cut.py",)
 _FAULTS = ("tests/faults/test_disk_faults.py",)
 _KILLS = ("tests/faults/test_kill_points.py",)
@@ -268,7 +268,7 @@ _COPIES = (
 _LOADS = (
     Mutant(
         "a damaged file is loaded",
-        _FILES,
+        _READER,
         "if self._hasher is not None and self._hasher.hexdigest() != digest:",
         "if self._hasher is not None and not digest:",
         _ROT,
@@ -324,7 +324,7 @@ _LOADS = (
     ),
     Mutant(
         "links are followed out of the folder",
-        _FILES,
+        _READER,
         "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
         (*_HOSTILE, "tests/test_checkpoint_store.py"),
@@ -338,7 +338,7 @@ _LOADS = (
     ),
     Mutant(
         "any number of bytes is parsed",
-        _FILES,
+        _READER,
         "        if reader.size > limit:",
         "        if reader.size < 0:",
         (*_HOSTILE, "tests/test_checkpoint_store.py::TestHostile"),

@@ -173,7 +173,7 @@ def test_a_disk_that_hangs_ends_the_run_with_an_error_and_commits_nothing_later(
     runner = make_runner(root / "run", offload={"deadline": 0.3})
     before = threading.enumerate()
     with Disk(root, Fault("hang", 1, where=where)) as disk:
-        with pytest.raises(LaneTimeoutError, match=r"^a save waited 0\.3 s .* find what holds up the disk"):
+        with pytest.raises(LaneTimeoutError, match=r"^a save waited 0\.3 s .* find what blocks the disk"):
             runner.train()
         assert disk.reached.is_set()
         there = Store(root / "run").names()
