@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eventrunner.bus.bus import Bus
+    from eventrunner.bus.emissions import Emitters
     from eventrunner.bus.ledger import Ledger
-    from eventrunner.bus.plan import Emitters
     from eventrunner.report.history import MessageHub
     from eventrunner.report.log import RunLog
     from eventrunner.session.settings import Offloading

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eventrunner.bus.bus import Bus
-from eventrunner.bus.plan import PlanRow
+from eventrunner.bus.describe import PlanRow
 from eventrunner.bus.priority import Priority
 from eventrunner.bus.sites import RUN_SITES
 from eventrunner.errors import HookError, OptionError, SignatureError

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from eventrunner.bus.bus import Bus
+from eventrunner.bus.emissions import Emitters
 from eventrunner.bus.ledger import TIMED, WHOLE, Ledger
-from eventrunner.bus.plan import Emitters
 
 START = 512
 """So many emissions are timed by receiver first."""

@@ -14,9 +14,10 @@ import pytest
 
 from eventrunner.bus.bus import Bus
 from eventrunner.bus.connection import Connection, Table, annotate, connection_of
+from eventrunner.bus.describe import Plan, PlanRow
 from eventrunner.bus.freeze import Context
 from eventrunner.bus.options import parse_options
-from eventrunner.bus.plan import Plan, PlanRow, checked_payload, compile_plan
+from eventrunner.bus.plan import checked_payload, compile_plan
 from eventrunner.errors import OptionError, SignatureError
 
 SENDER = SimpleNamespace(epoch=2, iter=17)

@@ -14,10 +14,12 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from eventrunner.bus.describe import Plan
+from eventrunner.bus.emissions import Emitters
 from eventrunner.bus.freeze import Context
 from eventrunner.bus.ledger import Ledger
 from eventrunner.bus.options import Filter
-from eventrunner.bus.plan import Emitters, Plan, checked_payload
+from eventrunner.bus.plan import checked_payload
 from eventrunner.bus.signature import Receiver, short_path, where
 from eventrunner.bus.site import ANY, ANY_ID, Site, identity
 from eventrunner.bus.sites import CATALOGUE, SiteSpec, Unit

@@ -20,9 +20,10 @@ from blinker._utilities import make_ref
 from blinker.base import ANY, ANY_ID
 
 from eventrunner.bus.connection import Connection, Key, Table, connection_of
+from eventrunner.bus.emissions import Emissions, Emitters
 from eventrunner.bus.freeze import Context
 from eventrunner.bus.options import parse_options
-from eventrunner.bus.plan import EMIT, EMIT_ALL, SEND, SEND_ASYNC, Emissions, Emit, Emitters, Mode, checked_payload
+from eventrunner.bus.plan import EMIT, EMIT_ALL, SEND, SEND_ASYNC, Emit, Mode, checked_payload
 from eventrunner.bus.priority import Priority
 from eventrunner.bus.signature import Receiver, where
 from eventrunner.bus.signature import label as label_of

@@ -404,7 +404,7 @@ _RUNS = (
     ),
     Mutant(
         "a plan of receivers that are gone may stay",
-        "bus/plan.py",
+        "bus/emissions.py",
         "            way.plans = _Plans(self._first(mode))",
         "            way.plans.clear()",
         _THREADS,
