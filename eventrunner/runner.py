@@ -51,7 +51,8 @@ from eventrunner.session.settings import (
 )
 from eventrunner.training.dataloader import build_dataloader, check_loader
 from eventrunner.training.device import resolve_device
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, named_wrappers
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict, named_wrappers
 from eventrunner.training.state import Progress, seed_all
 
 __all__ = ["Runner"]

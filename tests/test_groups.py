@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from eventrunner import load_checkpoint
 from eventrunner.runner import Runner
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict
 
 COUNT = 50
 """The batches of a training of several optimizers; neither a multiple of 3 nor of 2 × 3."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from eventrunner.errors import OptionError, ResumeError
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, build_optim
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict, build_optim
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -22,7 +22,8 @@ from eventrunner.errors import CheckpointError, OptionError, ResumeError
 from eventrunner.hook import Hook
 from eventrunner.hooks import EMAHook
 from eventrunner.runner import Runner
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict
 
 FORMATS = ["safetensors", "pth"]
 both_formats = pytest.mark.parametrize("tree_format", FORMATS)

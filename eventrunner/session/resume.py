@@ -13,7 +13,8 @@ from typing import Any
 from eventrunner.errors import ResumeError, listed
 from eventrunner.run import Run
 from eventrunner.session.saves import kinds_of, stateful_hooks
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict
 from eventrunner.training.schedule import Schedule, begin_schedules
 from eventrunner.training.weights import INSTEAD, check_weights, same_names, shortened
 

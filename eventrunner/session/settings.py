@@ -14,7 +14,8 @@ from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.lanes.lanes import BACKENDS
 from eventrunner.training.dataloader import batch_count, check_loader, no_batch
 from eventrunner.training.evaluator import Evaluator
-from eventrunner.training.optim import OptimWrapper, OptimWrapperDict, build_optim
+from eventrunner.training.optim import OptimWrapper
+from eventrunner.training.optim_dict import OptimWrapperDict, build_optim
 from eventrunner.training.schedule import Schedules, all_schedules, build_schedules
 from eventrunner.training.stepping import Planned, check_steps, unit_remarks
 from eventrunner.training.steps import Step, check_step, takes_optimizer

@@ -95,7 +95,7 @@ def _look_into(found: Held, name: str, thing: Any, covered: bool) -> None:
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    """What an object has, or a function is bound to; and the generators that functions find in their module."""
+    """Return what an object has, or a function is bound to; and the generators that functions find in their module."""
     if isinstance(thing, functools.partial):
         return {"func": thing.func, **{str(i): each for i, each in enumerate(thing.args)}, **thing.keywords}
     if inspect.ismethod(thing):
@@ -140,7 +140,7 @@ def _few(entries: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _digest(entries: Any, depth: int = 2) -> str:
-    """A short text that changes when a list is shuffled, counted up or exchanged, from some of its entries."""
+    """Return a short text that changes when a list is shuffled, counted up or exchanged, from some of its entries."""
     if isinstance(entries, (set, frozenset)):  # in no order that another process has
         return str(len(entries))
     if isinstance(entries, dict):

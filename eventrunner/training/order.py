@@ -114,7 +114,7 @@ def state_of(loader: Any, what: str, source: Any) -> Any:
 
 
 def _facts(loader: Any) -> dict[str, Any]:
-    """What tells a loader from another one, in plain words."""
+    """Return what tells a loader from another one, in plain words."""
     if loader is None:
         return {}
     parts = {name: getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")}
@@ -130,7 +130,7 @@ def _facts(loader: Any) -> dict[str, Any]:
 
 
 def _by_name(generators: list[Any], held: Held) -> dict[str, Any]:
-    """The states of an earlier checkpoint, which has a list of those of torch's that are called ``generator``."""
+    """Return the states of an earlier checkpoint, a list of those of torch's that are called ``generator``."""
     names = [name for name in held.generators if name.rpartition(".")[2] == "generator"]
     if len(names) != len(generators):
         raise other_loader(f"has {len(names)} generators of its own where there were {len(generators)}")

@@ -107,7 +107,7 @@ class DataPosition:
         return Place(self.passes, self.consumed, self._start, standing, standing["loader"], self.skips)
 
     def _standing(self, loader: Any, last: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What a loader's order depends on now, and where the loader itself stands, or stood *last*."""
+        """Return what a loader's order depends on now, and where the loader itself stands, or stood *last*."""
         reported = last or self._reported(loader)
         return {**order_state(loader), "loader": reported}
 
@@ -116,7 +116,7 @@ class DataPosition:
         return None if source is None or source.loader is not loader else source.report(self._given)
 
     def _begun(self, loader: Any) -> Iterator[Any]:
-        """A new pass, from where the generators stand, or stood in the run that is resumed."""
+        """Begin a new pass, from where the generators stand, or stood in the run that is resumed."""
         resumed = self._resumed
         if resumed is not None and self.passes:
             set_order_state(loader, resumed)
@@ -131,7 +131,7 @@ class DataPosition:
         return self._entered(loader, opened, reported)
 
     def _gone_on(self, loader: Any) -> Iterator[Any]:
-        """The pass begun as it was, without the batches used; the generators then go on from where they stood."""
+        """Begin the pass as it was begun, without the batches used; the generators then go on from where they stood."""
         length, begun_with = batch_count(loader), self._start["length"]
         if length != begun_with:
             raise other_loader(f"has {length} batches where there were {begun_with}")

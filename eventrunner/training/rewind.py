@@ -182,7 +182,7 @@ def _remembers(dataset: Any) -> bool:
 
 
 def _draws(loader: Any) -> list[Any]:
-    """The states of the generators that loading may draw from, to be compared."""
+    """Return the states of the generators that loading may draw from, to be compared."""
     return [_plain(rng_state()), _plain(collate_generators(loader))]
 
 
