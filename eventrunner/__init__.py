@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eventrunner.modules import watch_modules as watch_modules
     from eventrunner.registry import HOOKS as HOOKS
     from eventrunner.report.history import HistoryBuffer as HistoryBuffer
-    from eventrunner.report.history import MessageHub as MessageHub
+    from eventrunner.report.hub import MessageHub as MessageHub
     from eventrunner.run import Run as Run
     from eventrunner.run import RunView as RunView
     from eventrunner.runner import Runner as Runner
@@ -63,7 +63,7 @@ _HOMES = {
     "IterBasedTrainLoop": "session.loops",
     "IterTimerHook": "hooks",
     "LoggerHook": "hooks",
-    "MessageHub": "report.history",
+    "MessageHub": "report.hub",
     "OptimWrapper": "training.optim",
     "ParamSchedulerHook": "hooks",
     "Priority": "bus.priority",

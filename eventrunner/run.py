@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eventrunner.bus.bus import Bus
     from eventrunner.bus.emissions import Emitters
     from eventrunner.bus.ledger import Ledger
-    from eventrunner.report.history import MessageHub
+    from eventrunner.report.hub import MessageHub
     from eventrunner.report.log import RunLog
     from eventrunner.session.settings import Offloading
     from eventrunner.training.evaluator import Evaluator

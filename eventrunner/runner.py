@@ -24,7 +24,7 @@ from eventrunner.hook import Hook, HookHandle
 from eventrunner.hooks.run_hooks import RunHooks
 from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.report.account import RunAccount, account_of, begin_trace
-from eventrunner.report.history import MessageHub
+from eventrunner.report.hub import MessageHub
 from eventrunner.report.log import RunLog
 from eventrunner.run import RunView
 from eventrunner.session.lifecycle import running

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eventrunner.checkpoint.codec import decode
 from eventrunner.checkpoint.plan import encode
 from eventrunner.errors import OptionError, UnknownScalarError
-from eventrunner.report.history import HistoryBuffer, MessageHub
+from eventrunner.report.history import HistoryBuffer
+from eventrunner.report.hub import MessageHub
 
 FINITE = st.floats(-1e6, 1e6)
 ENTRIES = st.lists(st.tuples(FINITE, st.integers(1, 9)), min_size=1, max_size=30)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
 from eventrunner.report.account import account_of
 from eventrunner.report.log import headed, shown, shown_path
-from eventrunner.report.rows import EventLog, RowLog
+from eventrunner.report.rows import EventLog, RowLog, ending, sync_rows, write_row
 from eventrunner.report.terminal import Bar, conclude, introduce
 from eventrunner.session.best import best_name
 from eventrunner.session.rundir import absolute
@@ -92,8 +91,8 @@ class LoggerHook(Hook):
         _check_options(self)
         self.out_dir = absolute(out_dir)
         name = type(self).__name__
-        self._writing = Task(_write_files, LOG_LANE, name=name, site="on_log")
-        self._syncing = Task(_sync_files, LOG_LANE, name=f"{name} sync", site="before_save_checkpoint")
+        self._writing = Task(write_row, LOG_LANE, name=name, site="on_log")
+        self._syncing = Task(sync_rows, LOG_LANE, name=f"{name} sync", site="before_save_checkpoint")
         self._folder, self._introduced = Path(), False
         self._rows: RowLog | None = None
         self._events: EventLog | None = None
@@ -107,6 +106,7 @@ class LoggerHook(Hook):
         self._invalid: set[str] = set()
         self._epoch_start = 0
         self._began = self._epoch_began = time.perf_counter()
+        self._planned: int | None = None  # iterations, asked for once an epoch, as a loader may reckon its length anew
 
     def forget_run(self) -> None:
         """Introduce another run, and write its rows, whatever was written of the last."""
@@ -134,7 +134,7 @@ class LoggerHook(Hook):
         """Cut the log back to where the run goes on (to nothing, where it begins afresh), and begin to draw."""
         if self._rows is not None and runner.resume:
             self._cut_back(runner, self._rows)
-        self._epoch_began = time.perf_counter()
+        self._epoch_began, self._planned = time.perf_counter(), runner.max_iters
         self._bar = Bar(runner)
         self._bar.start()
 
@@ -143,7 +143,7 @@ class LoggerHook(Hook):
         self._close_line(runner)
         loop = runner.train_loop
         self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
-        self._epoch_began = time.perf_counter()
+        self._epoch_began, self._planned = time.perf_counter(), runner.max_iters
 
     def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a row where one is due."""
@@ -156,8 +156,8 @@ class LoggerHook(Hook):
         if self._last_row != runner.iter and (not self.ignore_last or taken < self.interval):
             self._log_interval(runner, runner.iter)
         if _by_epoch(runner):
-            event = _heading(runner, runner.iter, self.log_metric_by_epoch)
-            self._line = {"event": event, "step": runner.iter, **_over(runner, taken)}
+            heading = self._heading(runner, runner.iter)
+            self._line = {"event": heading, "step": runner.iter, **_over(runner, taken)}
 
     def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
         """Write the validation's row."""
@@ -192,7 +192,7 @@ class LoggerHook(Hook):
         if runner.session.lanes is not None:
             runner.session.lanes.wait(LOG_LANE, label="end")
         for opened in self._files():
-            with _ending(runner.end_for):
+            with ending(runner.end_for):
                 opened.close()
         self._rows = self._events = None
         self._write_lines(runner, force=True)
@@ -254,7 +254,7 @@ class LoggerHook(Hook):
         position = None if runner.train_loop is None else runner.train_loop.position
         row = {"step": step, "epoch": position.passes + bool(position.consumed) if position else 0, **scalars}
         if self.tensorboard and runner.is_main and self._events is None:
-            with _ending(runner.end_for):  # not before the first row: a run without any leaves no file
+            with ending(runner.end_for):  # not before the first row: a run without any leaves no file
                 self._events = EventLog(self._folder / "tensorboard")
         self._offload(runner, self._writing, row)
         runner.session.scalars = scalars
@@ -275,8 +275,14 @@ class LoggerHook(Hook):
     def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
         """Begin a line that is no epoch's, and close it when what is deferred here, the saves, has been asked for."""
         self._close_line(runner)
-        self._line = {"event": _heading(runner, step, self.log_metric_by_epoch), "step": step, **scalars}
+        self._line = {"event": self._heading(runner, step), "step": step, **scalars}
         runner.defer(lambda: runner.defer(lambda: self._close_line(runner), mutates=False), mutates=False)
+
+    def _heading(self, runner: Run, step: int) -> str:
+        loop = runner.train_loop
+        if loop is not None and loop.by_epoch and self.log_metric_by_epoch:
+            return _counted("epoch", runner.progress.epochs_completed, loop.max_epochs)
+        return _counted("iter", step, self._planned)
 
     def _close_line(self, runner: Run) -> None:
         """Let the line that was begun, if there is one, gather no more, and write it once its step is saved."""
@@ -340,33 +346,7 @@ def _check_options(hook: LoggerHook) -> None:
         raise MissingExtraError(f"LoggerHook(tensorboard=True) needs tensorboard: {install}.")
 
 
-@contextlib.contextmanager
-def _ending(failed: Callable[[OSError], None]) -> Iterator[None]:
-    """Let a file that fails within the block end the run, once that is saved, rather than what is under way."""
-    try:
-        yield
-    except OSError as error:
-        failed(error)
-
-
-def _write_files(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None], row: Mapping[str, Any]) -> None:
-    for file in files:
-        with _ending(failed):
-            file.write(row)
-
-
-def _sync_files(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None]) -> None:
-    with _ending(failed):
-        for file in files:
-            file.sync()
-
-
-def _heading(runner: Run, step: int, by_epoch: bool) -> str:
-    loop = runner.train_loop
-    assert loop is not None  # lines are a training's
-    word, done, total = "iter", step, loop.max_iters
-    if loop.by_epoch and by_epoch:
-        word, done, total = "epoch", runner.progress.epochs_completed, loop.max_epochs
+def _counted(word: str, done: int, total: int | None) -> str:
     return f"{word} {done}" if total is None else f"{word} {done:>{len(str(total))}}/{total}"
 
 

@@ -7,13 +7,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eventrunner.files.disk import replace_text
 
-__all__ = ["EventLog", "RowLog"]
+__all__ = ["EventLog", "RowLog", "ending", "sync_rows", "write_row"]
 
 
 class RowLog:
@@ -93,6 +93,29 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
+
+
+@contextlib.contextmanager
+def ending(failed: Callable[[OSError], None]) -> Iterator[None]:
+    """Let a file that fails within the block end the run, once that is saved, rather than what is under way."""
+    try:
+        yield
+    except OSError as error:
+        failed(error)
+
+
+def write_row(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None], row: Mapping[str, Any]) -> None:
+    """Write a row to each file; *failed* is called for one that fails."""
+    for file in files:
+        with ending(failed):
+            file.write(row)
+
+
+def sync_rows(files: Sequence[RowLog | EventLog], failed: Callable[[OSError], None]) -> None:
+    """Return once all rows are on the disk, or *failed* was called."""
+    with ending(failed):
+        for file in files:
+            file.sync()
 
 
 def _end_torn_line(path: Path) -> None:
