@@ -5,9 +5,7 @@ A value that JSON has is itself in the document. Any other is an object with a k
 too, so that no tree can be mistaken for a tag. A tensor is ``{"$": "tensor", "file": …, "name": …}``; its bytes are
 in that file under that name.
 
-One table has it by type: how a value is copied, how the document has the copy, and how it is read from there. Copying
-is done on the training thread at each save, so its cost is the point: a dict of tensors alone, or a dict of such dicts
-(a model's and an optimizer's state), is taken with a handful of calls into C, whatever its length.
+One table has it by type: how a value is copied, how the document has the copy, and how it is read from there.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import math
 import re
 import reprlib
 import struct
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,10 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eventrunner.checkpoint.tensors import problem_with, shared_with
 from eventrunner.checkpoint.tree import (
     FILES,
-    MAX_DEPTH,
+    NUMPY_ITEMS,
     REST,
     TAG,
     Branch,
@@ -41,22 +37,27 @@ from eventrunner.checkpoint.tree import (
     Placeholder,
     Sparse,
     Trail,
-    interned,
+    copy_array,
+    copy_counter,
+    copy_dict,
+    copy_list,
+    copy_ordered_dict,
+    copy_set,
+    copy_tensor,
+    copy_tuple,
     kind_name,
-    path_of,
+    numpy_kind,
     refusal,
+    same,
 )
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
 __all__ = [
-    "SCALARS",
     "Decoder",
     "array_of",
     "decode",
     "document_of",
     "filling_of",
-    "is_array",
-    "is_scalar",
     "walk",
 ]
 
@@ -65,7 +66,6 @@ _SHOWN = 300
 _EXACT_INT = 2**53  # other readers of JSON hold a larger one as a float
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _NUMPY_NAME = re.compile(r"[<>|=]([biufcUS])\d{1,10}")
-_NUMPY_ITEMS = {"b": bool, "i": int, "u": int, "f": float, "c": complex, "U": str, "S": bytes}
 
 
 def walk(tree: Mapping[str, Any]) -> list[Branch]:
@@ -95,168 +95,20 @@ def walk(tree: Mapping[str, Any]) -> list[Branch]:
 
 
 def _walk(tree: Mapping[str, Any], careful: bool) -> list[Branch]:
-    branches = {file: Branch(file, careful) for file in (*FILES.values(), REST)}
+    branches = {file: Branch(file, _copy, careful) for file in (*FILES.values(), REST)}
     for key, value in tree.items():
         branch = branches[FILES.get(key, REST)]
-        branch.skeleton[key] = _copy(branch, value, (key,))
+        branch.skeleton[key] = branch.copy(value, (key,))
     for branch in branches.values():
         branch.pointers = list(map(Tensor.data_ptr, branch.leaves))
     return list(branches.values())
 
 
 def _copy(branch: Branch, value: Any, trail: Trail) -> Any:
-    if type(value) in SCALARS:
-        return value
-    return _kind_of(value, trail).copy(branch, value, trail)
-
-
-def _kind_of(value: Any, trail: Trail) -> _Kind:
-    kind = _TYPES.get(type(value)) or _numpy_kind(value)
+    kind = _TYPES.get(type(value)) or _NUMPYS.get(numpy_kind(value))
     if kind is None:
         raise refusal(trail, kind_name(value))
-    return kind
-
-
-def _same(branch: Branch, value: Any, trail: Trail) -> Any:
-    return value
-
-
-def _copy_tensor(branch: Branch, value: Tensor, trail: Trail) -> Placeholder | Sparse:
-    if branch.careful:
-        if problem := problem_with(value):
-            raise refusal(trail, problem)
-        if value.layout is torch.sparse_coo:
-            branch.has_sparse = True
-            parts = {"indices": value._indices(), "values": value._values()}  # noqa: SLF001
-            left = {name: branch.hold(Placeholder("tensor"), [part], (*trail, name)) for name, part in parts.items()}
-            return Sparse(**left, size=tuple(value.shape), coalesced=value.is_coalesced())
-    return branch.hold(Placeholder("tensor"), [value], trail)
-
-
-def _copy_array(branch: Branch, value: Any, trail: Trail) -> Placeholder:
-    if id(value) not in branch.arrays:
-        try:
-            branch.arrays[id(value)] = shared_with(value)
-        except (TypeError, ValueError) as error:
-            raise refusal(trail, f"a numpy array of dtype {value.dtype}") from error
-    return branch.hold(Placeholder("ndarray"), [branch.arrays[id(value)]], trail)
-
-
-def _copy_dict(branch: Branch, value: dict[Any, Any], trail: Trail) -> Any:
-    _check_depth(trail)
-    kinds = set(map(type, value.values()))
-    if kinds <= SCALARS:
-        _check_keys(branch, value, trail)
-        return dict(value)
-    keys = set(map(type, value))
-    if (keys == {str} or keys == {int}) and not branch.careful:  # not both: 1 == True, but they are written differently
-        if kinds <= _TENSORS:
-            return branch.hold(Placeholder("dict", tuple(value)), value.values(), trail)
-        if kinds == {dict} and len(trail) + 1 < MAX_DEPTH:
-            return _copy_dict_of_dicts(branch, value, trail)
-    return _copy_mixed(branch, value, trail)
-
-
-def _copy_dict_of_dicts(branch: Branch, value: dict[Any, dict[Any, Any]], trail: Trail) -> Any:
-    inner = tuple(interned(map(tuple, value.values())))
-    if all(type(key) is str for key in itertools.chain.from_iterable(set(inner))):
-        found = list(itertools.chain.from_iterable(map(dict.values, value.values())))
-        kinds = set(map(type, found))
-        if kinds <= SCALARS:
-            return dict(zip(value, map(dict.copy, value.values()), strict=True))
-        if kinds <= _TENSORS:
-            return branch.hold(Placeholder("dicts", tuple(value), inner), found, trail)
-    return _copy_mixed(branch, value, trail)
-
-
-def _copy_ordered_dict(branch: Branch, value: OrderedDict[Any, Any], trail: Trail) -> Any:
-    content = _copy_dict(branch, value, trail)
-    versions = getattr(value, "_metadata", None)  # nn.Module.state_dict() puts it there
-    return Modules(content, _copy(branch, versions, (*trail, "_metadata"))) if versions else content
-
-
-def _copy_counter(branch: Branch, value: Counter[Any], trail: Trail) -> Any:
-    _check_depth(trail)
-    return Counter(_copy_mixed(branch, value, trail))
-
-
-def _copy_mixed(branch: Branch, value: dict[Any, Any], trail: Trail) -> dict[Any, Any]:
-    _check_keys(branch, value, trail)
-    return dict(zip(value, _copy_items(branch, value, value.items(), trail), strict=True))
-
-
-def _copy_list(branch: Branch, value: list[Any], trail: Trail) -> Any:
-    _check_depth(trail)
-    kinds = set(map(type, value))
-    if kinds <= SCALARS:
-        return value.copy()
-    if kinds <= _TENSORS and not branch.careful:
-        return branch.hold(Placeholder("list", tuple(range(len(value)))), value, trail)
-    return _copy_items(branch, value, enumerate(value), trail)
-
-
-def _copy_tuple(branch: Branch, value: tuple[Any, ...], trail: Trail) -> Any:
-    _check_depth(trail)
-    return value if SCALARS.issuperset(map(type, value)) else tuple(_copy_items(branch, value, enumerate(value), trail))
-
-
-def _copy_items(branch: Branch, value: Any, items: Iterable[tuple[object, Any]], trail: Trail) -> list[Any]:
-    branch.enter(value, trail)
-    copies = []
-    for key, below in items:
-        copies.append(below if type(below) in SCALARS else _copy(branch, below, (*trail, key)))
-    branch.exit(value)
-    return copies
-
-
-def _copy_set(branch: Branch, value: set[Any] | frozenset[Any], trail: Trail) -> Any:
-    _check_keys(branch, value, trail)
-    return value.copy()
-
-
-def _check_depth(trail: Trail) -> None:
-    if len(trail) >= MAX_DEPTH:
-        raise CheckpointError(
-            f"{path_of(trail[:3])}… is nested more than {MAX_DEPTH} deep, the most that a checkpoint holds."
-        )
-
-
-def _check_keys(branch: Branch, keys: Iterable[Any], trail: Trail) -> None:
-    if SCALARS.issuperset(map(type, keys)):
-        return
-    for key in keys:
-        if not _is_hashable(key):
-            raise CheckpointError(
-                f"{path_of(trail)} has {kind_name(key)} as a key or member, which a checkpoint can't hold; it "
-                "takes strings, numbers, bytes, None and tuples of them there."
-            )
-        _copy(branch, key, trail)  # so that what lies too deep in it is refused
-
-
-def _is_hashable(value: Any) -> bool:
-    if type(value) in (tuple, frozenset, torch.Size):
-        return all(map(_is_hashable, value))
-    return is_scalar(value)
-
-
-def is_scalar(value: Any) -> bool:
-    """Return whether *value* can't change and has nothing in it."""
-    return type(value) in SCALARS or _numpy_kind(value) is _NUMPY
-
-
-def is_array(value: Any) -> bool:
-    """Return whether *value* is an array of numpy's."""
-    return _numpy_kind(value) is _NDARRAY
-
-
-def _numpy_kind(value: Any) -> _Kind | None:
-    numpy = sys.modules.get("numpy")  # what makes a numpy value has imported it
-    if numpy is None:
-        return None
-    if type(value) is numpy.ndarray:
-        return _NDARRAY
-    known = isinstance(value, numpy.generic) and value.dtype.kind in _NUMPY_ITEMS
-    return _NUMPY if known and not isinstance(value.item(), numpy.generic) else None
+    return kind.copy(branch, value, trail)
 
 
 Encode = Callable[[Any], Node]
@@ -463,7 +315,7 @@ def _decode_numpy(decoder: Decoder, node: Mapping[str, Node]) -> Any:
     value, name, numpy = decoder.node(node["value"]), node["dtype"], _numpy()
     kind = _NUMPY_NAME.fullmatch(name)
     # Of a number, others of numpy's types make that many bytes.
-    if kind is None or type(value) is not _NUMPY_ITEMS[kind[1]]:
+    if kind is None or type(value) is not NUMPY_ITEMS[kind[1]]:
         raise TypeError(f"{reprlib.repr(value)} is no scalar of {reprlib.repr(name)}")
     return numpy.dtype(name).type(value) if numpy else value
 
@@ -526,36 +378,36 @@ class _Kind:
     decode: Decode | None = None
 
 
-_NUMPY = _Kind(_same, _encode_numpy, "numpy", _decode_numpy)
-_NDARRAY = _Kind(_copy_array, _as_is, "ndarray", _decode_array)
-_TENSOR = _Kind(_copy_tensor, _as_is, "tensor", Decoder.tensor)
+_NUMPYS = {
+    "numpy": _Kind(same, _encode_numpy, "numpy", _decode_numpy),
+    "ndarray": _Kind(copy_array, _as_is, "ndarray", _decode_array),
+}
+_TENSOR = _Kind(copy_tensor, _as_is, "tensor", Decoder.tensor)
 _TYPES: dict[type, _Kind] = {
-    type(None): _Kind(_same, _as_is),
-    bool: _Kind(_same, _as_is),
-    str: _Kind(_same, _as_is),
-    int: _Kind(_same, _encode_int, "int", _decode_int),
-    float: _Kind(_same, _encode_float, "float", _decode_float),
-    complex: _Kind(_same, _encode_complex, "complex", _decode_complex),
-    bytes: _Kind(_same, _encode_bytes, "bytes", _decode_bytes),
-    torch.dtype: _Kind(_same, _encode_named, "dtype", _decode_dtype),
-    torch.device: _Kind(_same, _encode_named, "device", _decode_device),
-    list: _Kind(_copy_list, _encode_list),
-    tuple: _Kind(_copy_tuple, _encode_tuple, "tuple", _decode_items(tuple)),
-    torch.Size: _Kind(_copy_tuple, _encode_tuple, "size", _decode_items(torch.Size)),
-    set: _Kind(_copy_set, _encode_set, "set", _decode_items(set)),
-    frozenset: _Kind(_copy_set, _encode_set, "frozenset", _decode_items(frozenset)),
-    dict: _Kind(_copy_dict, _encode_dict, "dict", _decode_dict),
-    Counter: _Kind(_copy_counter, _encode_counter, "counter", _decode_counter),
-    OrderedDict: _Kind(_copy_ordered_dict, _encode_dict),
+    type(None): _Kind(same, _as_is),
+    bool: _Kind(same, _as_is),
+    str: _Kind(same, _as_is),
+    int: _Kind(same, _encode_int, "int", _decode_int),
+    float: _Kind(same, _encode_float, "float", _decode_float),
+    complex: _Kind(same, _encode_complex, "complex", _decode_complex),
+    bytes: _Kind(same, _encode_bytes, "bytes", _decode_bytes),
+    torch.dtype: _Kind(same, _encode_named, "dtype", _decode_dtype),
+    torch.device: _Kind(same, _encode_named, "device", _decode_device),
+    list: _Kind(copy_list, _encode_list),
+    tuple: _Kind(copy_tuple, _encode_tuple, "tuple", _decode_items(tuple)),
+    torch.Size: _Kind(copy_tuple, _encode_tuple, "size", _decode_items(torch.Size)),
+    set: _Kind(copy_set, _encode_set, "set", _decode_items(set)),
+    frozenset: _Kind(copy_set, _encode_set, "frozenset", _decode_items(frozenset)),
+    dict: _Kind(copy_dict, _encode_dict, "dict", _decode_dict),
+    Counter: _Kind(copy_counter, _encode_counter, "counter", _decode_counter),
+    OrderedDict: _Kind(copy_ordered_dict, _encode_dict),
     Tensor: _TENSOR,
     torch.nn.Parameter: _TENSOR,
 }
 """By exact type: a subclass would come back as something else than it was."""
 
-SCALARS = frozenset(kind for kind, row in _TYPES.items() if row.copy is _same)
-_TENSORS = frozenset(kind for kind, row in _TYPES.items() if row is _TENSOR)
 _ENCODERS = {kind: row.encode for kind, row in _TYPES.items()} | {Modules: _encode_modules, Sparse: _encode_sparse}
-_DECODERS = {row.tag: row.decode for row in (*_TYPES.values(), _NUMPY, _NDARRAY) if row.decode} | {
+_DECODERS = {row.tag: row.decode for row in (*_TYPES.values(), *_NUMPYS.values()) if row.decode} | {
     "state_dict": _decode_modules,
     "sparse": _decode_sparse,
 }

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from eventrunner.checkpoint.archive import check_archive, check_pickle
-from eventrunner.checkpoint.codec import SCALARS, Decoder, array_of, decode, is_array, is_scalar
+from eventrunner.checkpoint.codec import Decoder, array_of, decode
 from eventrunner.checkpoint.staging import StagedCheckpoint, memory_of
 from eventrunner.checkpoint.tensors import shared_with
-from eventrunner.checkpoint.tree import TAG
+from eventrunner.checkpoint.tree import SCALARS, TAG, is_scalar, numpy_kind
 from eventrunner.errors import CheckpointError, CorruptCheckpointError
 
 __all__ = ["UNREADABLE", "check_plain", "plain_tree", "read_tree"]
@@ -90,7 +90,7 @@ def _apart(view: Tensor) -> Tensor:
 
 def _tagged(value: Any) -> Any:
     """Return *value* with nodes in the place of what is numpy's, and of dicts that could be taken for one."""
-    if is_array(value):
+    if numpy_kind(value) == "ndarray":
         return {TAG: "ndarray", "tensor": shared_with(value)}
     if type(value) not in SCALARS and is_scalar(value):
         return {TAG: "numpy", "dtype": value.dtype.str, "value": value.item()}

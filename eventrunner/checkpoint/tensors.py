@@ -6,17 +6,16 @@ import contextlib
 import functools
 import importlib
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from eventrunner.checkpoint.layout import DTYPES, Spec
-from eventrunner.checkpoint.tree import interned
 
 __all__ = [
     "Addresses",
@@ -25,6 +24,7 @@ __all__ = [
     "aliases_among",
     "coinciding",
     "has_problems",
+    "interned",
     "is_dense",
     "memory_order",
     "packed",
@@ -34,6 +34,8 @@ __all__ = [
     "still_aliases",
     "stored",
 ]
+
+T = TypeVar("T")
 
 _dtype_of = attrgetter("dtype")
 _is_nested = attrgetter("is_nested")
@@ -84,6 +86,12 @@ class TensorMetadata:
             if self._guard is not None and not self._guard.check(*tensors):  # as where one occurs twice
                 self._guard = None
         return same
+
+
+def interned(items: Iterable[T]) -> list[T]:
+    """Return the items, and for equal ones the same object: many new containers have Python collect its garbage."""
+    known: dict[T, T] = {}
+    return [known.setdefault(item, item) for item in items]
 
 
 def _facts(tensors: Sequence[Tensor], pointers: Sequence[int]) -> tuple[list[Any], ...]:
