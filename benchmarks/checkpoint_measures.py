@@ -448,7 +448,7 @@ def durable(settings: Settings) -> list[Row]:
     torch.set_num_threads(1)
     task = Task()
     snapshot = Snapshotter().take(task.tree())
-    image, store, path = snapshot.image(), Store(settings.folder / "ours"), settings.folder / "bare"
+    image, store, path = snapshot.staged(), Store(settings.folder / "ours"), settings.folder / "bare"
 
     def commit() -> float:
         os.sync()

@@ -34,7 +34,7 @@ Job = Callable[[], None]
 
 def loaded(taken: Snapshot) -> dict[str, Any]:
     """What a load of the files would bring back."""
-    image = taken.image()
+    image = taken.staged()
     document = json.loads(json.dumps(image.document, allow_nan=False))
     return decode(document, {file: load_safetensors(bytes(data)) for file, data in image.files.items()})
 
@@ -191,7 +191,7 @@ class TestCopies:
         tree["twins"] = [data.draw(st.sampled_from(found)) for _ in range(3)] if found else []
         lazy = {leaf.data_ptr() for leaf in found if data.draw(st.booleans())}
         before, jobs = deep_copy(tree), list[Job]()
-        taken = kept.take(tree, lazy=lazy, copy_beside=jobs.append, verify=True)
+        taken = kept.take(tree, lazy=lazy, in_background=jobs.append, verify=True)
         for job in jobs if begun else ():
             job()
         taken.wait()
@@ -226,7 +226,7 @@ class TestCopies:
         jobs: list[Job] = []
         lazy = pointers(tree) - {tree["eager"].data_ptr()}
 
-        taken = Snapshotter().take(tree, lazy=lazy, copy_beside=jobs.append)
+        taken = Snapshotter().take(tree, lazy=lazy, in_background=jobs.append)
         assert not taken.copied
         spoil(dict(tree))
         jobs.pop()()
@@ -244,7 +244,7 @@ class TestCopies:
         """A list of addresses, for one."""
         weight, jobs = torch.ones(1000), list[Job]()
 
-        taken = Snapshotter().take({"x": weight}, lazy=[weight.data_ptr()], copy_beside=jobs.append)
+        taken = Snapshotter().take({"x": weight}, lazy=[weight.data_ptr()], in_background=jobs.append)
 
         assert not taken.copied
         assert len(jobs) == 1
@@ -254,7 +254,7 @@ class TestCopies:
         jobs: list[Job] = []
         weight = torch.ones(1000)
 
-        assert Snapshotter().take({"x": weight}, copy_beside=jobs.append).copied
+        assert Snapshotter().take({"x": weight}, in_background=jobs.append).copied
         assert Snapshotter().take({"x": weight}, lazy=pointers(weight)).copied
         assert jobs == []
 
@@ -272,7 +272,7 @@ class TestCopies:
     def test_large_tensors_of_every_look_are_copied_beside(self, large: Tensor) -> None:
         """By address where that is the same, and piece by piece where it isn't; strides stay."""
         jobs: list[Job] = []
-        taken = Snapshotter().take({"x": large}, lazy=pointers(large), copy_beside=jobs.append)
+        taken = Snapshotter().take({"x": large}, lazy=pointers(large), in_background=jobs.append)
         for job in jobs:
             job()
 
@@ -283,7 +283,7 @@ class TestCopies:
     def test_a_large_tensor_given_other_memory_meanwhile_is_copied_as_it_was(self) -> None:
         """Its old memory stays until the copy is made."""
         large, jobs = torch.ones(1_000_000), list[Job]()
-        taken = Snapshotter().take({"x": large}, lazy=pointers(large), copy_beside=jobs.append)
+        taken = Snapshotter().take({"x": large}, lazy=pointers(large), in_background=jobs.append)
         large.data = torch.zeros(1_000_000)
         gc.collect()
         jobs.pop()()
@@ -325,7 +325,7 @@ class TestCopies:
         snapshotter = Snapshotter(1)
         for _ in range(2):
             taken = snapshotter.take({"x": value})
-            assert taken.image().document == encode({"x": value}).document
+            assert taken.staged().document == encode({"x": value}).document
             taken.release()
 
     def test_a_container_that_changes_later_is_copied_at_once(self) -> None:
@@ -447,7 +447,7 @@ class TestPlans:
             tree = changed(rng=torch.get_rng_state(), n=3)
             tree["state_dict"] = {name: tensor.detach() for name, tensor in tree["state_dict"].items()}
             taken = snapshotter.take(tree)
-            image = taken.image()
+            image = taken.staged()
             seen.add((id(taken._plan), *(id(data) for data in image.files.values()), id(image.tensors[0])))
             taken.release()
 
@@ -461,7 +461,7 @@ class TestPlans:
             taken = snapshotter.take(changed(x=[torch.ones(size)]))
             assert same(loaded(taken)["x"], [torch.ones(size)])
             plans.append(taken._plan)
-            files.append(taken.image().files)
+            files.append(taken.staged().files)
             taken.release()
 
         kept = [old is new for old, new in zip(plans[0].files, plans[1].files, strict=True)]
@@ -555,9 +555,9 @@ class TestMemory:
         tree = {"state_dict": {f"w{i}": torch.randn(1000) for i in range(20)}, "n": [1, 2, 3]}
 
         def save() -> int:
-            taken = snapshotter.take(dict(tree), lazy=pointers(tree), copy_beside=lambda job: job())
+            taken = snapshotter.take(dict(tree), lazy=pointers(tree), in_background=lambda job: job())
             taken.wait()
-            address = torch.frombuffer(taken.image().files["model.safetensors"], dtype=torch.uint8).data_ptr()
+            address = torch.frombuffer(taken.staged().files["model.safetensors"], dtype=torch.uint8).data_ptr()
             taken.release()
             return address
 
@@ -580,7 +580,7 @@ class TestMemory:
 
         def place(size: int) -> int:
             taken = snapshotter.take({"x": torch.ones(size)})
-            address = torch.frombuffer(taken.image().files["state.safetensors"], dtype=torch.uint8).data_ptr()
+            address = torch.frombuffer(taken.staged().files["state.safetensors"], dtype=torch.uint8).data_ptr()
             taken.release()
             return address
 
@@ -709,8 +709,8 @@ class TestLives:
         assert snapshotter._pool._free == []
         second.release()
 
-    @pytest.mark.parametrize("use", [Snapshot.image, Snapshot.check], ids=["image", "check"])
-    def test_a_released_snapshot_has_no_image(self, use: Callable[[Snapshot], object]) -> None:
+    @pytest.mark.parametrize("use", [Snapshot.staged, Snapshot.check], ids=["staged", "check"])
+    def test_a_released_snapshot_has_no_bytes(self, use: Callable[[Snapshot], object]) -> None:
         """Its memory may be another's."""
         taken = Snapshotter().take({"x": torch.ones(1)})
         taken.release()
@@ -723,7 +723,7 @@ class TestLives:
         """The job does nothing then, as the memory may be another's."""
         snapshotter, jobs = Snapshotter(1), list[Job]()
         large = torch.ones(100_000)
-        taken = snapshotter.take({"x": large}, lazy=pointers(large), copy_beside=jobs.append)
+        taken = snapshotter.take({"x": large}, lazy=pointers(large), in_background=jobs.append)
         taken.release()
         again = snapshotter.take({"x": torch.zeros(100_000)})
         jobs.pop()()
@@ -767,18 +767,18 @@ class TestLives:
     def test_the_training_copies_what_nobody_has_begun_to(self) -> None:
         """It doesn't wait for a thread that is busy with something else."""
         large = torch.ones(100_000)
-        taken = Snapshotter().take({"x": large}, lazy=pointers(large), copy_beside=lambda job: None)
+        taken = Snapshotter().take({"x": large}, lazy=pointers(large), in_background=lambda job: None)
         assert not taken.copied
         taken.wait()
 
         assert taken.copied
 
-    @pytest.mark.parametrize("ask", [Snapshot.wait, Snapshot.image, Snapshot.check], ids=["wait", "image", "check"])
+    @pytest.mark.parametrize("ask", [Snapshot.wait, Snapshot.staged, Snapshot.check], ids=["wait", "image", "check"])
     def test_what_the_copying_raised_is_raised_to_all_who_ask(self, ask: Callable[[Snapshot], object]) -> None:
         """And the buffer is free for another all the same."""
         large = torch.ones(20_000)
         snapshotter, jobs = Snapshotter(1), list[Job]()
-        taken = snapshotter.take({"x": large}, lazy=pointers(large), copy_beside=jobs.append)
+        taken = snapshotter.take({"x": large}, lazy=pointers(large), in_background=jobs.append)
         large.data = torch.ones(7)
         jobs.pop()()
 
@@ -798,7 +798,7 @@ class TestLives:
             raise TimeoutError("the lane is full")
 
         with pytest.raises(TimeoutError, match="the lane is full"):
-            snapshotter.take({"x": large}, lazy=pointers(large), copy_beside=refuse)
+            snapshotter.take({"x": large}, lazy=pointers(large), in_background=refuse)
 
         assert len(snapshotter._pool._free) == 1
 
@@ -806,7 +806,7 @@ class TestLives:
         """The error names the first tensor that it was done to."""
         tree = {"state_dict": {"a": torch.ones(1000), "b": torch.ones(1000), "c": torch.ones(1000)}}
         jobs: list[Job] = []
-        taken = Snapshotter().take(tree, lazy=pointers(tree), copy_beside=jobs.append, verify=True)
+        taken = Snapshotter().take(tree, lazy=pointers(tree), in_background=jobs.append, verify=True)
         tree["state_dict"]["b"].data[3] = 0
         tree["state_dict"]["c"].data[3] = 0
         jobs.pop()()
@@ -822,7 +822,7 @@ class TestLives:
         """A step that clamps weights before the optimizer's, for one."""
         tree = {"state_dict": {"a": torch.ones(1000), "b": torch.ones(1000)}}
         jobs: list[Job] = []
-        taken = Snapshotter().take(tree, lazy=pointers(tree), copy_beside=jobs.append)
+        taken = Snapshotter().take(tree, lazy=pointers(tree), in_background=jobs.append)
         tree["state_dict"]["b"].clamp_(0, 0.5)
         jobs.pop()()
 
@@ -865,7 +865,7 @@ class TestLives:
         for worker in workers:
             worker.start()
         for step in range(200):
-            taken = snapshotter.take(dict(state), lazy=pointers(state), copy_beside=lambda job: put(0, job))
+            taken = snapshotter.take(dict(state), lazy=pointers(state), in_background=lambda job: put(0, job))
             put(1, lambda taken=taken, step=step: write(taken, step))
             taken.wait()
             for tensor in state.values():

@@ -237,7 +237,7 @@ class Saver:
         lazy = self._choose(save)
         self.wait_for_copies()  # the one before, if no step came between
         beside = self._copy_beside if save.mode == "lazy" else None
-        snapshot = self._snapshots.take(tree, lazy=lazy, copy_beside=beside, verify=self.verify)
+        snapshot = self._snapshots.take(tree, lazy=lazy, in_background=beside, verify=self.verify)
         facts: dict[str, Any] = {"step": save.step, "epoch": source.epoch, "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         try:
@@ -430,10 +430,10 @@ def _committed(
 ) -> Path:
     # The tree is released here: to free its hundreds of tensors took the training as long as to make them.
     try:
-        image = snapshot.image()
+        staged = snapshot.staged()
         snapshot.check()
-        save.finite = has_finite_weights(image, parameters)
-        return commit(image, meta=meta if save.finite else {**meta, FINITE: False})
+        save.finite = has_finite_weights(staged, parameters)
+        return commit(staged, meta=meta if save.finite else {**meta, FINITE: False})
     finally:
         snapshot.release()
 

@@ -56,9 +56,9 @@ class _Copies:
     def end(self) -> None:
         """Return when nothing writes to the buffer any more."""
         self.late.cancel()
-        self.come()
+        self.wait_for_devices()
 
-    def come(self) -> None:
+    def wait_for_devices(self) -> None:
         """Return when the devices have copied."""
         for _, event in self.events:
             event.synchronize()
@@ -128,7 +128,7 @@ class Snapshot:
         self._copies.have_devices_wait()
         return time.perf_counter() - began
 
-    def image(self) -> StagedCheckpoint:
+    def staged(self) -> StagedCheckpoint:
         """Return the document and the bytes of the files, in the buffer itself: they last until :meth:`release`.
 
         To be called in the thread that writes: it waits for devices, and turns all that is no tensor into a document.
@@ -137,7 +137,7 @@ class Snapshot:
             CheckpointError: the snapshot was released.
             Exception: what the copying raised.
         """
-        buffer = self._settled()
+        buffer = self._waited_for()
         document = self._plan.document(self._keys, self._skeletons)
         entries = tuple(entry for file in self._plan.files for entry in file.entries)
         return StagedCheckpoint(document, buffer.files, entries, buffer.views)
@@ -149,7 +149,7 @@ class Snapshot:
             CheckpointError: a tensor was written to while it was being copied, or the snapshot was released.
             Exception: what the copying raised.
         """
-        buffer = self._settled()
+        buffer = self._waited_for()
         for (file, name), digest, target in zip(self._plan.names, self._copies.digests, buffer.targets, strict=False):
             if digest != _digest(target):
                 raise CheckpointError(
@@ -167,9 +167,9 @@ class Snapshot:
             finally:
                 self._pool.release(buffer)
 
-    def _settled(self) -> StagingBuffer:
+    def _waited_for(self) -> StagingBuffer:
         self._copies.late.wait()
-        self._copies.come()
+        self._copies.wait_for_devices()
         if self._buffer is None:
             raise CheckpointError("the snapshot was released, and its memory may hold another; use it before that.")
         return self._buffer
@@ -228,7 +228,7 @@ class Snapshotter:
         tree: Mapping[str, Any],
         *,
         lazy: Collection[int] = (),
-        copy_beside: Callable[[Callable[[], None]], None] | None = None,
+        in_background: Callable[[Callable[[], None]], None] | None = None,
         verify: bool = False,
     ) -> Snapshot:
         """Copy *tree*: exactly what a save of it would bring back, so a save later is as good as one now.
@@ -240,8 +240,8 @@ class Snapshotter:
         Args:
             tree: What :func:`eventrunner.checkpoint.codec.encode` takes.
             lazy: The ``data_ptr()`` of tensors that nothing writes to before :meth:`Snapshot.wait` has returned;
-                best as a set. Those of them on the CPU that are dense and not tiny are copied by *copy_beside*.
-            copy_beside: Has the job that it is given done in another thread. Without it all is copied at once.
+                best as a set. Those of them on the CPU that are dense and not tiny are copied by *in_background*.
+            in_background: Has the job that it is given done in another thread. Without it all is copied at once.
             verify: Whether hashes of all tensors are taken for :meth:`Snapshot.check`; waits for devices.
 
         Raises:
@@ -252,14 +252,14 @@ class Snapshotter:
         leaves = leaves_of(branches)
         self._plan = plan = make_plan(tree, branches, leaves, self._plan)
         sources = leaves if len(plan.own) == len(leaves) else [leaves[i] for i in plan.own]
-        split = self._split_of(plan, sources, branches, lazy if copy_beside else ())
+        split = self._split_of(plan, sources, branches, lazy if in_background else ())
         buffer = self._pool.acquire(plan.starts[-1], bool(split.devices))
         copies = _Copies(Once(_nothing))
         try:
             buffer.map(plan)
             self._copy(buffer.targets, sources, split, copies, verify)
-            if copy_beside and (split.late or split.large):
-                copy_beside(copies.late.run)
+            if in_background and (split.late or split.large):
+                in_background(copies.late.run)
             else:
                 copies.late.run()
         except BaseException:

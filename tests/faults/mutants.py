@@ -251,8 +251,8 @@ _COPIES = (
     Mutant(
         "the memory of a save is given to the next before it is written",
         "checkpoint/saver.py",
-        "        return commit(image, meta=",
-        "        snapshot.release()\n        return commit(image, meta=",
+        "        return commit(staged, meta=",
+        "        snapshot.release()\n        return commit(staged, meta=",
         ("tests/test_overlap.py", "tests/test_checkpointer.py"),
     ),
     Mutant(
