@@ -321,20 +321,20 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
         "label": _name(hook),
         "mutates": getattr(hook, "mutates", None),
     }
-    kind = _kind_of(hook)
-    _refuse_near_misses(bus, hook, kind)
+    kind, sites = _kind_of(hook), {site.name: site for site in bus}
+    _refuse_near_misses(tuple(sites), hook, kind)
     known = kind.connections.setdefault((common["priority"], repr(common["mutates"]), working_directory()), {})
     methods: list[tuple[str, Receiver, Connection]] = []
     for method in kind.methods:
-        if method.name in bus or method.name.startswith(_PREFIXES):
+        if method.name in sites or method.name.startswith(_PREFIXES):
             # What isn't there is declared once nothing can be refused any more.
-            site = bus.find(method.name, method.name) if method.name in bus else bus.draft(method.name)
+            site = sites[method.name] if method.name in sites else bus.draft(method.name)
             receiver = getattr(hook, method.name)
             methods.append((method.name, receiver, _connection(hook, receiver, method, site, common, known)))
     handle = HookHandle(hook, sender)
     try:
         for name, receiver, connection in methods:
-            site = bus.find(name, name) if name in bus else bus.site(name, None, f"Declared by {_name(hook)}.")
+            site = sites[name] if name in sites else bus.site(name, None, f"Declared by {_name(hook)}.")
             handle.connect(site, receiver, connection)
     except BaseException:  # a receiver of receiver_connected failed
         handle.remove()
@@ -484,10 +484,9 @@ def _priority(hook: Any, priority: int | str | Priority | None) -> int:
         raise OptionError(f"connecting {_name(hook)}: {error}") from None
 
 
-def _refuse_near_misses(bus: Bus, hook: Any, kind: _Kind) -> None:
-    sites = tuple(site.name for site in bus)
+def _refuse_near_misses(sites: tuple[str, ...], hook: Any, kind: _Kind) -> None:
     for method in kind.methods:
-        reason = "" if method.name in bus else _near_miss(method.name, sites)
+        reason = "" if method.name in sites else _near_miss(method.name, sites)
         if reason:
             raise HookError(
                 f"hook {_name(hook)} has a method {method.name!r} ({where(getattr(hook, method.name))}){reason}"
