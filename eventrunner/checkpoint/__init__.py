@@ -10,23 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eventrunner.checkpoint.load import load_checkpoint, load_weights
-    from eventrunner.checkpoint.manifest import Manifest, read_manifest
-    from eventrunner.checkpoint.store import Store
-    from eventrunner.checkpoint.verify import Found, Listing, find_newest, listing, verify_checkpoint
-
-__all__ = [
-    "Found",
-    "Listing",
-    "Manifest",
-    "Store",
-    "find_newest",
-    "listing",
-    "load_checkpoint",
-    "load_weights",
-    "read_manifest",
-    "verify_checkpoint",
-]
+    from eventrunner.checkpoint.load import load_checkpoint as load_checkpoint
+    from eventrunner.checkpoint.load import load_weights as load_weights
+    from eventrunner.checkpoint.manifest import Manifest as Manifest
+    from eventrunner.checkpoint.manifest import read_manifest as read_manifest
+    from eventrunner.checkpoint.store import Store as Store
+    from eventrunner.checkpoint.verify import Found as Found
+    from eventrunner.checkpoint.verify import Listing as Listing
+    from eventrunner.checkpoint.verify import find_newest as find_newest
+    from eventrunner.checkpoint.verify import listing as listing
+    from eventrunner.checkpoint.verify import verify_checkpoint as verify_checkpoint
 
 _HOMES = {
     "Found": "verify",
@@ -40,6 +33,8 @@ _HOMES = {
     "read_manifest": "manifest",
     "verify_checkpoint": "verify",
 }
+
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,31 +48,19 @@ class TensorMetadata:
     To compare five properties of each in Python takes longer than to copy tensors of 1 KiB, so torch's own guard does
     it where there is one. It is not public, and also says no where it makes no difference here: those that it lets
     pass are alike, and only others are looked at in Python.
+
+    Attributes:
+        sizes: Of each tensor.
+        strides: Of each tensor.
+        dtypes: Of each tensor.
+        is_plain: Whether all are on the CPU, of dtypes that are stored as they are.
     """
 
     def __init__(self, tensors: Sequence[Tensor], pointers: Sequence[int]) -> None:
         self._facts = _facts(tensors, pointers)
+        self.sizes, self.strides, devices, self.dtypes, _ = self._facts
+        self.is_plain = set(devices) <= {-1} and DTYPES.keys() >= set(self.dtypes)
         self._guard: Any = None
-
-    @property
-    def sizes(self) -> list[torch.Size]:
-        """Of each tensor."""
-        return self._facts[0]
-
-    @property
-    def strides(self) -> list[tuple[int, ...]]:
-        """Of each tensor."""
-        return self._facts[1]
-
-    @property
-    def dtypes(self) -> list[torch.dtype]:
-        """Of each tensor."""
-        return self._facts[3]
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether all are on the CPU, of dtypes that are stored as they are."""
-        return set(self._facts[2]) <= {-1} and DTYPES.keys() >= set(self.dtypes)
 
     def fits(self, tensors: Sequence[Tensor], pointers: Sequence[int]) -> bool:
         """Return whether these look the same, one by one."""

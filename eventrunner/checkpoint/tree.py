@@ -137,6 +137,7 @@ class Branch:
         pointers: The leaves' addresses; 0 for those without elements.
         arrays: The tensors of arrays, by the address of the array's object.
         has_sparse: Whether a tensor was taken apart; only if *careful*.
+        open: The addresses of the containers that are being walked over.
     """
 
     file: str
@@ -148,7 +149,7 @@ class Branch:
     pointers: list[int] = field(default_factory=list)
     arrays: dict[int, Tensor] = field(default_factory=dict)
     has_sparse: bool = False
-    _open: set[int] = field(default_factory=set)
+    open: set[int] = field(default_factory=set)
 
     def copy(self, value: Any, trail: Trail) -> Any:
         """Return what the skeleton has for *value*, to which *trail* leads."""
@@ -159,18 +160,6 @@ class Branch:
         self.leaves += leaves
         self.placeholders.append((trail, placeholder))
         return placeholder
-
-    def enter(self, container: Any, trail: Trail) -> None:
-        """Refuse a container that is being walked over already, which it is until :meth:`exit`."""
-        if id(container) in self._open:
-            raise CheckpointError(
-                f"{_path_of(trail)} leads back to a container that it lies in; a checkpoint is a tree."
-            )
-        self._open.add(id(container))
-
-    def exit(self, container: Any) -> None:
-        """Take note that all in a container has been walked over."""
-        self._open.remove(id(container))
 
     def trail_of(self, number: int) -> Trail:
         """Return what leads to a leaf."""
@@ -291,11 +280,13 @@ def copy_tuple(branch: Branch, value: tuple[Any, ...], trail: Trail) -> Any:
 
 
 def _copy_items(branch: Branch, value: Any, items: Iterable[tuple[object, Any]], trail: Trail) -> list[Any]:
-    branch.enter(value, trail)
+    if id(value) in branch.open:
+        raise CheckpointError(f"{_path_of(trail)} leads back to a container that it lies in; a checkpoint is a tree.")
+    branch.open.add(id(value))
     copies = []
     for key, below in items:
         copies.append(below if type(below) in SCALARS else branch.copy(below, (*trail, key)))
-    branch.exit(value)
+    branch.open.remove(id(value))
     return copies
 
 
