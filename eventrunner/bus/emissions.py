@@ -260,10 +260,8 @@ class Emissions:
         if quiet and self.context.has_barriers:
             quiet = not self.context.barriers_at(self.site, sender_id)
         emitters._turns.pop(self.site, None)  # noqa: SLF001
-        if quiet:
-            emitters.__dict__[self.site] = None
-        elif type(emitters.__dict__.get(self.site)) is not _Uncompiled:
-            emitters.__dict__[self.site] = _Uncompiled(self, emitters)
+        # A new one, even where one still waits: another thread may be about to put what it has compiled in its place.
+        emitters.__dict__[self.site] = None if quiet else _Uncompiled(self, emitters)
 
     def compile_for(self, emitters: Emitters, given: tuple[str, ...]) -> Emit:
         """Compile what *emitters* have: timed, where they have a ledger."""
