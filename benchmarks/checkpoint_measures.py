@@ -279,7 +279,7 @@ def many_of(settings: Settings, count: int) -> list[Row]:
                 step()
                 found[f"{name} states"] = duration(tree)
                 found[name], found[f"{name} durable"] = save(ours, number)
-            found["torch"] = duration(saved)
+        found["torch"] = duration(saved)
         return found
 
     step()
