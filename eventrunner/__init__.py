@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from eventrunner.hooks import RuntimeInfoHook as RuntimeInfoHook
     from eventrunner.hooks import SyncBuffersHook as SyncBuffersHook
     from eventrunner.modules import watch_modules as watch_modules
+    from eventrunner.ranks.deal import per_rank as per_rank
+    from eventrunner.ranks.world import join as join
     from eventrunner.registry import HOOKS as HOOKS
     from eventrunner.report.history import HistoryBuffer as HistoryBuffer
     from eventrunner.report.hub import MessageHub as MessageHub
@@ -75,9 +77,11 @@ _HOMES = {
     "Site": "bus.bus",
     "SyncBuffersHook": "hooks",
     "connect_hook": "hook",
+    "join": "ranks.world",
     "load_checkpoint": "checkpoint",
     "on": "bus.bus",
     "options": "hook",
+    "per_rank": "ranks.deal",
     "verify_checkpoint": "checkpoint",
     "watch_modules": "modules",
 }

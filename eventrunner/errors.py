@@ -13,6 +13,7 @@
     ├── LaneError                 a lane that can't do what it was asked for    (RuntimeError)
     │   ├── LaneFullError             it has as many jobs as it may have
     │   └── LaneTimeoutError          its jobs weren't finished in time           (TimeoutError)
+    ├── RankError                 processes that can't run as one               (RuntimeError)
     └── CheckpointError           a checkpoint that can't be written or read    (RuntimeError)
         ├── CheckpointNotFoundError                                             (FileNotFoundError)
         ├── CorruptCheckpointError    its bytes are not those that were committed
@@ -49,6 +50,7 @@ __all__ = [
     "NoSpaceError",
     "OptionError",
     "Preempted",
+    "RankError",
     "ResumeError",
     "RunExistsError",
     "SignatureError",
@@ -124,6 +126,10 @@ class LaneFullError(LaneError):
 
 class LaneTimeoutError(LaneError, TimeoutError):
     """The jobs of a lane weren't finished in time."""
+
+
+class RankError(EventRunnerError, RuntimeError):
+    """The processes of a run can't be one: they didn't meet, or were given different things."""
 
 
 class CheckpointError(EventRunnerError, RuntimeError):

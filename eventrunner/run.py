@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from eventrunner.bus.bus import Bus
     from eventrunner.bus.emissions import Emitters
     from eventrunner.bus.ledger import Ledger
+    from eventrunner.ranks.world import Ranks
     from eventrunner.report.hub import MessageHub
     from eventrunner.report.log import RunLog
     from eventrunner.session.settings import Offloading
@@ -95,6 +96,8 @@ class Run(Protocol):
     distributed: bool
     is_main: bool
     """Whether this is the process that writes: the one of rank 0."""
+    ranks: Ranks
+    """The processes of the run, and what they do together."""
     device: torch.device
     work_dir: Path
     experiment_name: str
@@ -128,6 +131,10 @@ class Run(Protocol):
     """Whether a resumed pass leaves used batches out unloaded."""
     val_evaluator: Evaluator | None
     test_evaluator: Evaluator | None
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model as it was given, where ``model`` wraps it for several ranks."""
 
     @property
     def seed(self) -> int:

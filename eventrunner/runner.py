@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from eventrunner import dist
 from eventrunner.bus.bus import Bus, default_bus
 from eventrunner.bus.ledger import Ledger
 from eventrunner.bus.priority import Priority
@@ -23,6 +22,8 @@ from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.hook import Hook, HookHandle
 from eventrunner.hooks.run_hooks import RunHooks
 from eventrunner.modules import ModuleWatch, watch_modules
+from eventrunner.ranks.parallel import Parallel, parallelize, unwrapped
+from eventrunner.ranks.world import join
 from eventrunner.report.account import RunAccount, account_of, begin_trace
 from eventrunner.report.hub import MessageHub
 from eventrunner.report.log import RunLog
@@ -31,10 +32,8 @@ from eventrunner.session.lifecycle import running
 from eventrunner.session.loops import EpochBasedTrainLoop, EvalLoop, IterBasedTrainLoop
 from eventrunner.session.rundir import (
     absolute,
-    check_free,
-    check_sources,
-    choose_folder,
     claim,
+    folder_of,
     known_seed,
     script_name,
 )
@@ -97,7 +96,9 @@ class Runner:
             that takes loading used batches once more: what is drawn while loading may then be other than it was.
         randomness: ``dict(seed=…, deterministic=…, diff_rank_seed=…)``. Without a seed one is drawn and logged. It is
             set when the Runner is made, so seed a model's initial weights before making it.
-        device: Where to train; by default the accelerator, if there is one.
+        parallel: How several ranks train the model, see :func:`eventrunner.ranks.parallel.parallelize`; with one,
+            nothing changes. By default ``DistributedDataParallel``, unless the model is wrapped or sharded already.
+        device: Where to train; by default the accelerator, if there is one; with several ranks, each its own.
         offload: ``dict(backend=…, deadline=…, grace=…)`` for receivers that run in the background: the event loop of
             ``async def`` ones, ``"asyncio"`` or ``"trio"``; the seconds (600) that the end of a run waits for what is
             offloaded before it fails; and those (30) that it waits after a signal.
@@ -135,6 +136,7 @@ class Runner:
         load_from: PathLike | Mapping[str, Any] | None = None,
         resume: bool | PathLike | Mapping[str, Any] = False,
         randomness: Mapping[str, Any] | None = None,
+        parallel: Parallel = "auto",
         device: str | torch.device | None = None,
         offload: Mapping[str, Any] | None = None,
         compile: bool | str | Mapping[str, Any] = False,  # noqa: A002  # torch's own word
@@ -147,37 +149,38 @@ class Runner:
     ) -> None:
         _refuse_unknown(unknown)
         _refuse_import(sys._getframe(1))  # noqa: SLF001  # where it is called
-        self._init_world()
+        self._init_ranks()
         sources = Sources.parse(resume, load_from)
         folder = self._init_folder(work_dir, sources)
         self._init_output(experiment_name, log_level, progress)
-        self.cfg, self.device, self.train_step, self.val_step = cfg, resolve_device(device), train_step, val_step
+        self.cfg, self.train_step, self.val_step = cfg, train_step, val_step
+        self.device = resolve_device(device, self.ranks.local_rank)
         self.model = check_model(model).to(self.device)
         self._init_bus(bus, offload)
-        chance = Randomness.parse(randomness, known_seed(folder) if sources.resume else None)
+        known = self.ranks.on_main(lambda: known_seed(folder)) if sources.resume else None
+        chance = Randomness.parse(randomness, known)
         compiled = compile_options(compile)
         self._init_evaluation((val_dataloader, test_dataloader), (val_evaluator, test_evaluator))
         parts = {"train_dataloader": train_dataloader, "train_cfg": train_cfg, "train_step": train_step}
         parts.update(optimizer=optimizer, optim_wrapper=optim_wrapper, param_scheduler=param_scheduler)
         self._init_training(Training.parse(self.model, self.val_evaluator, parts))
+        self.model = parallelize(self.model, parallel, self.ranks, self.device)
         self._init_randomness(chance)
         self.register_hooks(default_hooks, custom_hooks)
         self._begin_in(folder, compiled)
 
-    def _init_world(self) -> None:
-        self.rank, self.world_size = dist.rank(), dist.world_size()
-        self.distributed, self.is_main = dist.is_distributed(), dist.is_main()
+    def _init_ranks(self) -> None:
+        self.ranks = join()
+        self.rank, self.world_size = self.ranks.rank, self.ranks.world
+        self.distributed, self.is_main = self.ranks.several, self.ranks.is_main
 
     def _begin_in(self, folder: Path | None, compiled: dict[str, Any] | None) -> None:
         if compiled is not None:
             self.model.compile(**compiled)  # in place, so that the names in state_dict stay those of the model
-        self.work_dir: Path = dist.broadcast_object(claim(folder) if self.is_main else None)
+        self.work_dir: Path = self.ranks.on_main(lambda: claim(folder))
 
     def _init_folder(self, work_dir: PathLike | None, sources: Sources) -> Path | None:
-        folder = choose_folder(work_dir, sources.resume)
-        if folder is not None:
-            check_free(folder, sources.resume)
-        check_sources(sources.resume, sources.load_from)
+        folder: Path | None = self.ranks.on_main(lambda: folder_of(work_dir, sources.resume, sources.load_from))
         self.load_from, self.resume = absolute(sources.load_from), absolute(sources.resume)
         self.load_strict, self.skips_data = sources.load_strict, sources.skips_data
         return folder
@@ -186,7 +189,7 @@ class Runner:
         self.log = RunLog(log_level, silent=not self.is_main)
         self.logger, self.log.on_failure = self.log.logger, self.end_for
         self.show_progress = progress
-        self.timestamp = time.strftime("%Y%m%d_%H%M%S")
+        self.timestamp = self.ranks.broadcast(time.strftime("%Y%m%d_%H%M%S"))
         self.experiment_name = experiment_name or f"{script_name()}_{self.timestamp}"
         self.message_hub = MessageHub(self.experiment_name)
 
@@ -198,9 +201,8 @@ class Runner:
 
     def _init_randomness(self, randomness: Randomness) -> None:
         self.deterministic = randomness.deterministic
-        seed = dist.broadcast_object(randomness.seed) if self.distributed else randomness.seed
-        self.session.seed = seed
-        seed_all(seed + (self.rank if randomness.diff_rank_seed else 0), self.deterministic)
+        self.session.seed = self.ranks.broadcast(randomness.seed)
+        seed_all(self.seed + self.rank, self.deterministic)  # else all ranks would drop out the same units
 
     def _init_evaluation(self, loaders: Sequence[Any], metrics: Sequence[Any]) -> None:
         evaluators = parse_evaluation(self.model, self.val_step, loaders, metrics)
@@ -225,6 +227,11 @@ class Runner:
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:
         """The optimizers' wrappers, each with the prefix of its keys in the log: ``""``, or ``name.`` among several."""
         return named_wrappers(self.optim_wrapper)
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model as it was given, where :attr:`model` wraps it for several ranks."""
+        return unwrapped(self.model)
 
     if not TYPE_CHECKING:
 

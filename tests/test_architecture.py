@@ -19,7 +19,7 @@ LAYERS = (
     ("files",),
     ("lanes",),
     ("bus",),
-    ("registry", "modules", "dist", "report.history", "report.hub", "report.log", "report.rows"),
+    ("registry", "modules", "ranks", "report.history", "report.hub", "report.log", "report.rows"),
     ("checkpoint",),
     ("training",),
     ("session.session", "session.settings", "session.best", "session.retention", "session.rundir"),
@@ -34,7 +34,7 @@ RUNS = ("runner", "run")
 """What a run is called where it is an argument or an attribute."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IMPORTER = {
-    "torch.distributed": {"dist"},
+    "torch.distributed": {"ranks.control", "ranks.world"},
     "structlog": {"report.log"},
     "rich": {"report.terminal"},
     "blinker": {"bus.site"},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eventrunner.bus.bus import Bus
 from eventrunner.hooks import SyncBuffersHook
+from eventrunner.ranks.deal import per_rank
 from eventrunner.runner import Runner
 
 Record = dict[str, list[dict[str, Tensor]]]
@@ -32,6 +33,9 @@ class Nothing:
     def reset(self) -> None:
         pass
 
+    def sync(self) -> None:
+        pass
+
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies of them."""
@@ -46,8 +50,9 @@ def make(folder: Path, rank: int, train_cfg: dict[str, int]) -> Runner:
     return Runner(
         model=model,
         work_dir=folder,
-        train_dataloader=data,
-        val_dataloader=data[:1],
+        train_dataloader=per_rank(data),
+        val_dataloader=per_rank(data[:1]),
+        parallel=None,
         train_cfg=train_cfg,
         train_step=lambda model, batch: {"loss": model(batch).square().mean()},
         val_step=lambda model, batch: model(batch),

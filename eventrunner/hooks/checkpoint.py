@@ -34,7 +34,7 @@ from eventrunner.registry import HOOKS
 from eventrunner.session.best import BestScores, best_name, name_list
 from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
-from eventrunner.session.saves import gather, open_saver
+from eventrunner.session.saves import gather, open_saver, own_rng
 from eventrunner.training.state import check_initialized
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class CheckpointHook(Hook):
         loop = runner.train_loop
         if loop is None:
             return
-        check_initialized("CheckpointHook", runner.model)
+        check_initialized("CheckpointHook", runner.unwrapped)
         if self.by_epoch and not loop.by_epoch:
             raise OptionError("CheckpointHook(by_epoch=True): the training goes by iterations; leave by_epoch out.")
         if self.interval is None and loop.by_epoch and self.by_epoch is False:
@@ -334,7 +334,9 @@ class CheckpointHook(Hook):
 
     def _save(self, runner: Run, name: str, asked: _Asked, meta: dict[str, Any] | None = None) -> None:
         saver = runner.session.saver
-        if saver is None:  # another process's part
+        if runner.distributed:
+            runner.session.rng_of_ranks = runner.ranks.gather(own_rng(runner))
+        if saver is None:  # rank 0's part
             return
         self._asked[name] = asked
         optimizer, schedulers = self.save_optimizer, self.save_param_scheduler
@@ -491,7 +493,7 @@ def _prepare(runner: Run) -> None:
     """Have memory ready for the first save, as much as the model and its optimizers have."""
     if runner.session.saver is not None:
         optimizers = [wrapper.optimizer for _, wrapper in runner.optim_wrappers]
-        tensors = [*runner.model.state_dict().values(), *stepped_tensors(runner.model, optimizers)]
+        tensors = [*runner.unwrapped.state_dict().values(), *stepped_tensors(runner.unwrapped, optimizers)]
         dense = [each for each in tensors if isinstance(each, Tensor) and each.layout is torch.strided]
         unique = {each.data_ptr(): each.nbytes for each in dense}
         runner.session.saver.prepare(sum(unique.values()))

@@ -98,7 +98,7 @@ class EMAHook(Hook):
         """Refuse what could never work in this run; called when the hook is registered."""
         if any(isinstance(hook, EMAHook) and hook is not self for hook in runner.hooks):
             raise OptionError("registering a second EMAHook: the model can be validated with one average only.")
-        check_initialized("EMAHook", runner.model)
+        check_initialized("EMAHook", runner.unwrapped)
         for unit, begin, planned in (
             ("epoch", self.begin_epoch, runner.max_epochs),
             ("iter", self.begin_iter, runner.max_iters),
@@ -117,9 +117,9 @@ class EMAHook(Hook):
 
     def before_run(self, runner: Run) -> None:
         """Make the average, unless there is one of this model."""
-        if self.src_model is not runner.model:
-            self.src_model = runner.model
-            self.ema_model = _average(self._kind, runner.model, self._options)
+        if self.src_model is not runner.unwrapped:
+            self.src_model = runner.unwrapped
+            self.ema_model = _average(self._kind, runner.unwrapped, self._options)
 
     def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Take the new weights in; before the begin, copy them."""
@@ -153,13 +153,13 @@ class EMAHook(Hook):
         """Leave the raw weights behind where a signal ended the run within a validation."""
         if self._swapped:
             self._swap_ema_parameters()
-        copy_extra_state(runner.model, self.ema_model.module)
+        copy_extra_state(runner.unwrapped, self.ema_model.module)
 
     def before_save_checkpoint(self, runner: Run, checkpoint: dict[str, Any]) -> None:
         """Add the average and exchange its tensors for the model's, in the dict alone."""
         if self.ema_model is None:  # saved by hand, before any run
             return
-        copy_extra_state(runner.model, self.ema_model.module)
+        copy_extra_state(runner.unwrapped, self.ema_model.module)
         checkpoint["ema_state_dict"] = self.ema_model.state_dict()
         if not self._swapped:
             self._swap_ema_state_dict(checkpoint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventrunner import dist
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
 
@@ -44,5 +43,5 @@ class SyncBuffersHook(Hook):
 
     def _sync(self, runner: Run) -> None:
         if runner.distributed:
-            dist.all_reduce_mean_([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()])
+            runner.ranks.mean_([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()])
             self._synced_at = runner.iter

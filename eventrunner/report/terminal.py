@@ -188,8 +188,8 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 def introduce(runner: Run) -> None:
     """Say what runs, in two lines."""
-    model, device, threads = type(runner.model).__name__, str(runner.device), torch.get_num_threads()
-    parameters = sum(parameter.numel() for parameter in runner.model.parameters() if not is_lazy(parameter))
+    model, device, threads = type(runner.unwrapped).__name__, str(runner.device), torch.get_num_threads()
+    parameters = sum(parameter.numel() for parameter in runner.unwrapped.parameters() if not is_lazy(parameter))
     facts: dict[str, Any] = {
         "work_dir": runner.work_dir,
         "model": model,

@@ -117,8 +117,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _enter(run: Run, mode: str) -> None:
-    if run.is_main and not run.session.opened:  # two runs may have been made for one folder before either began
-        check_free(run.work_dir, run.resume)
+    if not run.session.opened:  # two runs may have been made for one folder before either began
+        run.ranks.on_main(lambda: check_free(run.work_dir, run.resume))
     run.session.begin(mode)
     try:
         run.begin_hooks()
@@ -259,7 +259,7 @@ def _load(run: Run) -> None:
         run.session.resuming = True
         run.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         if run.train_loop is None:
-            load_model(run.model, checkpoint["state_dict"], left_out(checkpoint))
+            load_model(run.unwrapped, checkpoint["state_dict"], left_out(checkpoint))
         else:
             restore(run, checkpoint)
             for change in changed_counts(run, checkpoint):
@@ -275,9 +275,9 @@ def _load(run: Run) -> None:
 
 def _load_weights(run: Run, weights: Mapping[str, Any]) -> None:
     if run.load_strict:
-        load_model(run.model, weights)
+        load_model(run.unwrapped, weights)
         return
-    own, left = load_what_fits(run.model, weights)
+    own, left = load_what_fits(run.unwrapped, weights)
     for names, what in ((own, "the model keeps its own"), (left, "not taken, as the model has none of that shape")):
         if names:
             run.logger.warning("weights", reason=f"{what}: {shortened(names)}")
@@ -289,7 +289,14 @@ def _found(run: Run) -> Found:
     if run.resume is not True:
         path = Path(run.resume) if run.resume else None
         return Found(path, (), None if path is None else load_checkpoint(path))
-    found = find_newest(run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint)
+    chosen: list[Found] = []
+
+    def choose() -> Path | None:
+        chosen.append(find_newest(run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint))
+        return chosen[0].path
+
+    path = run.ranks.on_main(choose)
+    found = chosen[0] if chosen else Found(path, (), None if path is None else load_checkpoint(path))
     for path, reason in found.rejected:
         run.logger.warning("checkpoint not used", path=path, reason=str(reason))
     if found.path is None:

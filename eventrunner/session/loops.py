@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eventrunner.ranks.deal import Deal, deal
+from eventrunner.ranks.parallel import reduces
 from eventrunner.training.dataloader import batch_count, no_batch
 from eventrunner.training.device import batch_mover
 from eventrunner.training.position import DataPosition
@@ -58,6 +60,10 @@ class TrainLoop:
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
+        self._dealt: Any = None  # with several ranks: the loader of this one's shares, and
+        self._deal: Deal | None = None  # what deals them out
+        self._reduces: Any = None  # the model, where torch reduces gradients in each backward
+        deal("train_dataloader", dataloader, runner.ranks, 0)  # refuse it now
         self._sites = vars(runner.emitters)  # an attribute is slower to come by than an entry
         self._updates_itself = False  # as the runner says when it begins
         self._end: int | None = None  # the iterations that the training will have, as far as its loader knows
@@ -136,6 +142,8 @@ class TrainLoop:
     def _bind(self) -> None:
         runner = self.runner
         optim, self._updates_itself = runner.optim_wrapper, runner.updates_itself
+        accumulates = any(wrapper.accumulative_counts > 1 for _, wrapper in runner.optim_wrappers)
+        self._reduces = runner.model if accumulates and reduces(runner.model) and not self._updates_itself else None
         extra = {"optim_wrapper": optim} if self._updates_itself else {}
         self._step = bind_step(runner.train_step, runner.model, "train_step", **extra)
         optim.before_step, optim.after_step = self._before_step, self._after_step
@@ -178,7 +186,12 @@ class TrainLoop:
         """Have each group of accumulation that is under way step with the losses that it has; say whether one did."""
         optim = self.runner.optim_wrapper
         optim.before_step, optim.after_step = self._before_step, self._after_step
-        stepped = [wrapper.end_group() for _, wrapper in self.runner.optim_wrappers]
+        stepped = []
+        for _, wrapper in self.runner.optim_wrappers:
+            wrapper.begin_loss()
+            if self._reduces is not None and wrapper.in_group:
+                self.runner.ranks.mean_(wrapper.gradients())  # of a group's losses but for the last, torch reduces none
+            stepped.append(wrapper.end_group())
         return any(stepped)
 
     def _end_batch(self) -> None:
@@ -198,6 +211,11 @@ class TrainLoop:
         if emit is not None:
             emit(runner, batch_idx, data_batch)
         optim = runner.optim_wrapper
+        if self._deal is not None:
+            for _, wrapper in runner.optim_wrappers:
+                wrapper.weight = self._deal.weights[self.position.consumed]
+        if self._reduces is not None:
+            self._reduces.require_backward_grad_sync = optim.completes_next()
         if not self._updates_itself:
             begins = optim.accumulative_counts > 1
             for group in optim.optimizer.param_groups:  # mostly nobody left any: a look here spares the call
@@ -268,11 +286,23 @@ class TrainLoop:
 
     def _batches(self, dataloader: Any) -> Iterator[tuple[int, Any]]:
         """Return one pass over the data, or what is left of it; warn first of what in it can't be exact."""
+        dataloader = self._share_of(dataloader)
         caveat = self.position.caveat(dataloader)
         if caveat is not None:
             self.runner.logger.warning("resume", reason=caveat)
         self.reloading = None
         return self.position.batches(dataloader)
+
+    def _share_of(self, dataloader: Any) -> Any:
+        """Return the loader of this rank's shares; with one rank, or a loader that gives them itself, that one."""
+        runner = self.runner
+        if self._dealt is None or self._dealt[0] is not dataloader:
+            self._dealt = dataloader, deal("train_dataloader", dataloader, runner.ranks, runner.seed)
+        sampler = getattr(self._dealt[1], "batch_sampler", None)
+        self._deal = sampler if isinstance(sampler, Deal) else None
+        if self._deal is not None:
+            self._deal.set_epoch(self.position.passes)
+        return self._dealt[1]
 
     def _report_reload(self, done: int, total: int) -> None:
         """Say every ten seconds how far loading used batches once more is; a stop that was asked for is heeded."""
@@ -367,6 +397,8 @@ class EvalLoop:
 
     def __init__(self, runner: Run, mode: str, dataloader: Any, evaluator: Evaluator) -> None:
         self.runner, self.mode, self.dataloader, self.evaluator = runner, mode, dataloader, evaluator
+        deal(f"{mode}_dataloader", dataloader, runner.ranks, 0)  # refuse it now
+        evaluator.check_ranks(mode, runner.ranks.world)
         evaluator.to(runner.device)
         self._before_iter, self._after_iter = f"before_{mode}_iter", f"after_{mode}_iter"
         self.running = False
@@ -392,21 +424,24 @@ class EvalLoop:
 
     def _run(self) -> dict[str, float]:
         runner, mode = self.runner, self.mode
-        self._step = bind_step(runner.val_step, runner.model, "val_step")
+        self._step = bind_step(runner.val_step, runner.unwrapped, "val_step")
         if runner.mode == "train":  # a run that is preempted within this validation goes on with all of it
             runner.session.rng_before_val = rng_state()
         self._pass(f"before_{mode}")
         self._pass(f"before_{mode}_epoch")
+        if reduces(runner.model):  # each rank has taken other batches in since the last forward made them equal
+            runner.ranks.broadcast_(list(runner.unwrapped.buffers()))
         modes = [(module, module.training) for module in runner.model.modules()]
         runner.model.eval()
         self.evaluator.reset()
         try:
             batch_idx = -1
             with torch.no_grad():
-                for batch_idx, data_batch in enumerate(self.dataloader):
+                shares = deal(f"{mode}_dataloader", self.dataloader, runner.ranks, runner.seed, fills=False)
+                for batch_idx, data_batch in enumerate(shares):
                     self.run_iter(batch_idx, data_batch)
-            if batch_idx < 0:  # the metrics would be those of nothing, and might be the best
-                raise no_batch(mode)
+            if batch_idx < 0 and (shares is self.dataloader or not len(shares)):
+                raise no_batch(mode)  # the metrics would be those of nothing, and might be the best
             metrics = self.evaluator.evaluate()
         finally:
             for module, training in modes:

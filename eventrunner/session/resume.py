@@ -16,6 +16,7 @@ from eventrunner.session.saves import kinds_of, stateful_hooks
 from eventrunner.training.optim import OptimWrapper
 from eventrunner.training.optim_dict import OptimWrapperDict
 from eventrunner.training.schedule import Schedule, begin_schedules
+from eventrunner.training.state import seeded_rng
 from eventrunner.training.weights import INSTEAD, check_weights, same_names, shortened
 
 __all__ = ["changed_counts", "left_out", "restore"]
@@ -38,21 +39,30 @@ def restore(run: Run, checkpoint: Mapping[str, Any]) -> None:
     _check_kind(run.train_loop.by_epoch, checkpoint)
     weights, absent = _trained_weights(run, checkpoint), left_out(checkpoint)
     _compare(run, checkpoint, weights)
-    run.model.load_state_dict(weights, strict=not absent)
+    run.unwrapped.load_state_dict(weights, strict=not absent)
     _restore_flags(run, checkpoint)
     run.message_hub.load_state_dict(checkpoint["message_hub"])
     _restore_hooks(run, checkpoint["hooks"])
     run.bus.load_state_dict(run, checkpoint["filters"])
     _restore_optimizers(run, checkpoint)
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.unwrapped.named_parameters():
         gradient = checkpoint["gradients"].get(name)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
     for name, wrapper in run.optim_wrappers:
         wrapper.grad_norm = checkpoint["grad_norms"][name]
     run.train_loop.load_state_dict(checkpoint["loop"])
-    run.session.pending_rng = checkpoint["rng"]
+    run.session.pending_rng = _rng_of(run, checkpoint)
     if own := sorted(absent - weights.keys()):
         _say(run, f"the checkpoint was saved without {shortened(own)}: the model keeps its own.")
+
+
+def _rng_of(run: Run, checkpoint: Mapping[str, Any]) -> Any:
+    """Return the generators' states of this rank; new ones where another number of ranks has saved."""
+    saved = checkpoint.get("rng_of_ranks", [checkpoint["rng"]])
+    if len(saved) == run.world_size:
+        return saved[run.rank]
+    _say(run, f"the checkpoint is of {len(saved)} ranks and this run has {run.world_size}: generators begin afresh.")
+    return seeded_rng(run.seed + checkpoint["meta"]["iter"] * run.world_size + run.rank)
 
 
 def changed_counts(run: Run, checkpoint: Mapping[str, Any]) -> Iterator[str]:
@@ -81,7 +91,7 @@ def _restore_flags(run: Run, checkpoint: Mapping[str, Any]) -> None:
         return
     known = {*checkpoint["state_dict"], *left_out(checkpoint)}
     changed = []
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.unwrapped.named_parameters():
         if name in known and parameter.requires_grad == (name in checkpoint["frozen"]):
             parameter.requires_grad_(not parameter.requires_grad)
             changed.append(name)
@@ -166,7 +176,7 @@ def _check_kind(by_epoch: bool, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _compare(run: Run, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    check_weights(run.model, weights, left_out(checkpoint))
+    check_weights(run.unwrapped, weights, left_out(checkpoint))
     mine, theirs = kinds_of(run)["optimizers"], checkpoint["meta"]["kinds"]["optimizers"]
     if mine != theirs:
         raise ResumeError(f"the checkpoint's optimizers are {listed(theirs)} and this run's {listed(mine)}; {INSTEAD}")

@@ -80,6 +80,19 @@ def choose_folder(work_dir: str | os.PathLike[str] | None, resume: bool | str | 
     return None
 
 
+def folder_of(
+    work_dir: str | os.PathLike[str] | None,
+    resume: bool | str | os.PathLike[str],
+    load_from: str | os.PathLike[str] | None,
+) -> Path | None:
+    """Return the folder that a run is to use, checked as :func:`choose_folder`, :func:`check_free` and others do."""
+    folder = choose_folder(work_dir, resume)
+    if folder is not None:
+        check_free(folder, resume)
+    check_sources(resume, load_from)
+    return folder
+
+
 def check_sources(resume: bool | str | os.PathLike[str], load_from: str | os.PathLike[str] | None) -> None:
     """Refuse paths with nothing there, before a folder is made for a run that couldn't begin.
 

@@ -19,7 +19,7 @@ from eventrunner.training.schedule import Schedules, all_schedules
 from eventrunner.training.state import Stateful, rng_state
 from eventrunner.version import __version__
 
-__all__ = ["RunSource", "gather", "kinds_of", "open_saver", "readers", "save_now", "stateful_hooks"]
+__all__ = ["RunSource", "gather", "kinds_of", "open_saver", "own_rng", "readers", "save_now", "stateful_hooks"]
 
 _COUNTS = ("requested", "committed", "failed", "bytes", "took", "blocked")
 
@@ -57,13 +57,13 @@ class RunSource:
         """Return the tensors that change only at an optimizer's step or in receivers that say so."""
         run = self._run
         if not run.updates_itself:  # a step that calls its optimizers itself may write to weights at any other time
-            yield from stepped_tensors(run.model, (wrapper.optimizer for _, wrapper in run.optim_wrappers))
+            yield from stepped_tensors(run.unwrapped, (wrapper.optimizer for _, wrapper in run.optim_wrappers))
         for hook in run.hooks:
             yield from hook.own_tensors()
 
     def parameters(self) -> Collection[str]:
         """Return the names of what must be numbers, those of a shared tensor all."""
-        return {name for name, _ in self._run.model.named_parameters(remove_duplicate=False)}
+        return {name for name, _ in self._run.unwrapped.named_parameters(remove_duplicate=False)}
 
     def finished(self, save: Save) -> None:
         """Count a save that is over, and emit ``after_commit_checkpoint`` where it was committed."""
@@ -128,22 +128,29 @@ def gather(run: Run, save_optimizer: bool = True, save_param_scheduler: bool = T
             "eventrunner_version": __version__,
             "kinds": kinds_of(run),
         },
-        "state_dict": run.model.state_dict(),
-        "frozen": [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad],
+        "state_dict": run.unwrapped.state_dict(),
+        "frozen": [name for name, parameter in run.unwrapped.named_parameters() if not parameter.requires_grad],
         "message_hub": _hub_state(run),
         "hooks": {name: hook.state_dict() for name, hook in stateful_hooks(run)},
         "filters": run.bus.state_dict(run),
-        "rng": run.session.pending_rng or run.session.rng_before_val or rng_state(),
+        "rng": own_rng(run),
     }
     if loop is not None:
         checkpoint["loop"] = loop.state_dict()
         checkpoint["gradients"] = _gradients(run)
         checkpoint["grad_norms"] = {name: wrapper.grad_norm for name, wrapper in run.optim_wrappers}
+        if run.session.rng_of_ranks is not None:
+            checkpoint["rng_of_ranks"] = run.session.rng_of_ranks
         if save_optimizer:
             checkpoint["optimizer"] = run.optim_wrapper.state_dict()
         if save_param_scheduler:
             checkpoint["param_schedulers"] = _scheduler_states(run.param_schedulers)
     return checkpoint
+
+
+def own_rng(run: Run) -> dict[str, Any]:
+    """Return the states of this rank's generators, as a resumed run has to have them."""
+    return run.session.pending_rng or run.session.rng_before_val or rng_state()
 
 
 def _note_left_out(checkpoint: dict[str, Any], names: set[str]) -> None:
@@ -174,7 +181,7 @@ def stateful_hooks(run: Run) -> Iterator[tuple[str, Stateful]]:
 
 def _gradients(run: Run) -> dict[str, torch.Tensor]:
     """Return the gradients of an accumulation that is under way; empty right after a step, which clears them."""
-    return {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in run.unwrapped.named_parameters() if p.grad is not None}
 
 
 def kinds_of(run: Run) -> dict[str, list[str]]:

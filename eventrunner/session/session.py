@@ -62,6 +62,7 @@ class Session:
         loaded: Whether what is to be resumed or loaded was.
         resuming: Whether the run goes on with a checkpoint.
         pending_rng: The generators' states that it had, until training goes on.
+        rng_of_ranks: Those of each rank at the save that is being made, where there are several.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,7 @@ class Session:
         self.checkpoint_folder: Path | None = None
         self.opened = self.loaded = self.resuming = False
         self.pending_rng: dict[str, Any] | None = None
+        self.rng_of_ranks: list[dict[str, Any]] | None = None
         self._begin_afresh()
 
     def _begin_afresh(self) -> None:

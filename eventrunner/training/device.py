@@ -22,19 +22,20 @@ _ASYNC_TYPES = ("cuda", "xpu")
 """Where a copy from pinned memory runs beside the host, in order with what computes on it."""
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None, local_rank: int | None = None) -> torch.device:
     """The device that is meant, tried out: an empty tensor was made there.
 
     An accelerator comes back with its index (``cuda`` as ``cuda:0``), as its tensors have it.
 
     Args:
         device: None for the accelerator if there is one, else the CPU.
+        local_rank: This process's number on its machine; by default it computes on the accelerator of that number.
 
     Raises:
         OptionError: torch knows no such device, or this machine has none.
     """
     if device is None:
-        device = _default_device()
+        device = _default_device(local_rank)
     if not isinstance(device, (str, torch.device)):
         raise OptionError(f"device={device!r} must be None, a torch.device or a name such as 'cpu' or 'cuda:0'.")
     try:
@@ -129,6 +130,8 @@ def _rebuild_dataclass(batch: Any, changed: _Parts) -> Any:
     return moved
 
 
-def _default_device() -> torch.device:
+def _default_device(local_rank: int | None = None) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    if found is None:
+        return torch.device("cpu")
+    return found if local_rank is None else torch.device(found.type, local_rank % torch.accelerator.device_count())

@@ -59,6 +59,19 @@ class Evaluator:
         """
         return self._names
 
+    def check_ranks(self, mode: str, world: int) -> None:
+        """Refuse a metric that would be computed from one rank's samples alone.
+
+        Raises:
+            OptionError: it doesn't say how it is gathered, as torchmetrics' do by ``sync``.
+        """
+        for name, metric in self._metrics.items() if world > 1 else ():
+            if not hasattr(metric, "sync"):
+                raise OptionError(
+                    f"{mode}_evaluator {name!r}, a {type(metric).__name__}: with {world} processes it would be "
+                    "computed from the samples of each alone; use one of torchmetrics', whose compute() gathers all."
+                )
+
     def to(self, device: torch.device) -> None:
         """Move the metrics that have ``to``, in place as modules do, to where the outputs will be."""
         for metric in self._metrics.values():

@@ -96,6 +96,8 @@ class OptimWrapper:
         self._group = LossGroup(accumulative_counts)
         self._clip = parse_clip(clip_grad)
         self._scaler = make_scaler(self.amp_dtype, loss_scale)
+        self.weight = 1.0
+        """What each loss counts, where ranks have unequal shares of a batch."""
         self._fixed_scale = float(loss_scale) if isinstance(loss_scale, (int, float)) else None
         self._needs_closure = needs_closure(optimizer)
         # Whether a loss that is a group of its own can do without scale_loss, backward and should_update.
@@ -167,6 +169,8 @@ class OptimWrapper:
         if self.begins_groups:
             self.begin_loss()
         direct = self._is_direct and self.accumulative_counts == 1 and not self._group.losses
+        if self.weight != 1.0:
+            loss = loss * self.weight
         try:
             if direct:
                 torch.autograd.backward(loss)
@@ -201,6 +205,11 @@ class OptimWrapper:
         self.inner_count += 1
         group.losses, group.size = losses + 1, size
 
+    def completes_next(self) -> bool:
+        """Return whether the next loss completes a group: only then ranks need to reduce gradients."""
+        group = self._group
+        return (group.losses if group.is_open() else 0) + 1 >= self._group_size()
+
     def should_update(self) -> bool:
         """Return whether the losses counted so far complete a group."""
         return not self._group.is_open()
@@ -222,6 +231,15 @@ class OptimWrapper:
         self.step()
         self.zero_grad()
         return True
+
+    @property
+    def in_group(self) -> bool:
+        """Whether a group has losses and isn't complete."""
+        return self._group.is_open()
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients that there are."""
+        return [param.grad for param in self._params() if param.grad is not None]
 
     def hold(self) -> None:
         """Keep the gradients of the group under way, if there is one, out of ``.grad`` until its next loss."""

@@ -27,6 +27,7 @@ __all__ = [
     "is_stateful",
     "rng_state",
     "seed_all",
+    "seeded_rng",
     "set_generator_state",
     "set_rng_state",
 ]
@@ -95,6 +96,16 @@ class Progress:
         """Stand right after what was complete."""
         self.epoch, self.iter, self.validated = state["epoch"], state["iter"], state["validated"]
         self.epoch_done = self.iter_done = 0
+
+
+def seeded_rng(seed: int) -> dict[str, Any]:
+    """Return the states that the global generators have after :func:`seed_all`, and leave them as they are."""
+    before = rng_state()
+    seed_all(seed, False)
+    try:
+        return rng_state()
+    finally:
+        set_rng_state(before)
 
 
 def rng_state() -> dict[str, Any]:

@@ -349,7 +349,7 @@ _RUNS = (
     Mutant(
         "a resumed run draws other numbers",
         "session/resume.py",
-        '    run.session.pending_rng = checkpoint["rng"]\n',
+        "    run.session.pending_rng = _rng_of(run, checkpoint)\n",
         "",
         _EXACT,
     ),

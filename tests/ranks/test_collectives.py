@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as torch_dist
 
-from eventrunner import dist
 from eventrunner.errors import OptionError
+from eventrunner.ranks.world import join as ranks
 
 
 def join(store: str, rank: int) -> None:
@@ -34,38 +34,39 @@ def tensors_of(rank: int) -> list[torch.Tensor]:
 
 def facts() -> tuple[int, int, bool, bool]:
     """What a rank says of itself."""
-    return dist.rank(), dist.world_size(), dist.is_distributed(), dist.is_main()
+    own = ranks()
+    return own.rank, own.world, own.several, own.is_main
 
 
 def reduce_all() -> list[list[Any]]:
     """The means as this rank has them."""
-    tensors = tensors_of(dist.rank())
-    dist.all_reduce_mean_(tensors)
+    tensors = tensors_of(ranks().rank)
+    ranks().mean_(tensors)
     return [tensor.tolist() for tensor in tensors]
 
 
 def reduce_nothing() -> list[Any]:
     """No tensors, no message, no waiting for the other rank."""
-    dist.all_reduce_mean_([])
+    ranks().mean_([])
     return []
 
 
 def reduce_a_parameter() -> float:
     """A leaf that requires grad is changed in place too."""
-    weight = torch.nn.Parameter(torch.full((1,), float(dist.rank())))
-    dist.all_reduce_mean_([weight])
+    weight = torch.nn.Parameter(torch.full((1,), float(ranks().rank)))
+    ranks().mean_([weight])
     return weight.item()
 
 
 def tell(src: int) -> Any:
     """What this rank has after rank src gave its own dict."""
-    return dist.broadcast_object({"from": dist.rank()}, src=src)
+    return ranks().broadcast({"from": ranks().rank}, src=src)
 
 
 def wait_at_barrier() -> Iterator[str]:
     """Say so before the barrier and after it."""
     yield "here"
-    dist.barrier()
+    ranks().barrier()
     yield "through"
 
 
@@ -111,18 +112,16 @@ class TestAlone:
     def test_collectives_do_nothing(self) -> None:
         """Means are what they were, and objects come back themselves."""
         tensor, obj = torch.tensor([1.0, 2.0]), object()
-        dist.barrier()
-        dist.all_reduce_mean_([tensor])
+        ranks().barrier()
+        ranks().mean_([tensor])
 
         assert tensor.tolist() == [1.0, 2.0]
-        assert dist.broadcast_object(obj) is obj
+        assert ranks().broadcast(obj) is obj
 
     def test_integers_have_no_mean(self) -> None:
         """A counter among the buffers is an error before anything is sent, on one rank as on many."""
-        with pytest.raises(
-            OptionError, match=r"^all_reduce_mean_ takes floating-point tensors, not one of torch\.int64\.$"
-        ):
-            dist.all_reduce_mean_([torch.ones(1), torch.ones(1, dtype=torch.int64)])
+        with pytest.raises(OptionError, match=r"^mean_ takes floating-point tensors, not one of torch\.int64\.$"):
+            ranks().mean_([torch.ones(1), torch.ones(1, dtype=torch.int64)])
 
 
 class TestTwoRanks:
@@ -155,7 +154,7 @@ class TestTwoRanks:
         assert rank_one.recv() == "here"
         assert not rank_one.poll(0.2)
 
-        dist.barrier()
+        ranks().barrier()
 
         assert rank_one.poll(60)
         assert rank_one.recv() == "through"

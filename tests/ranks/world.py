@@ -1,0 +1,86 @@
+"""Several ranks in a test: processes that a launcher seems to have started, which talk by gloo.
+
+They are forked from a server that has everything imported, and no thread: this process may have had a group itself.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+LIMIT = 60.0
+"""Seconds after which ranks that are still there have their stacks printed, and are killed."""
+
+
+class RankDiedError(AssertionError):
+    """A rank ended without a result."""
+
+
+def on_ranks(world: int, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> list[Any]:
+    """Call *function* in that many processes, and return what each returned, by rank.
+
+    What one raises is returned in its place, as the exception's text behind its class's name.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo", "torchmetrics", "eventrunner.runner"])
+    pipes, processes = [], []
+    for rank in range(world):
+        ours, theirs = multiprocessing.Pipe()
+        process = context.Process(target=_be_rank, args=(theirs, rank, world, port, limit, function, args), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    try:
+        return _results(pipes, limit)
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+            process.join(5)
+
+
+def _results(pipes: Sequence[Connection], limit: float) -> list[Any]:
+    found: dict[Connection, Any] = {}
+    while len(found) < len(pipes):
+        left = [pipe for pipe in pipes if pipe not in found]
+        ready = wait(left, limit + 5)
+        if not ready:
+            raise RankDiedError(f"ranks {[pipes.index(pipe) for pipe in left]} didn't come back")
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            try:
+                found[pipe] = pipe.recv()
+            except EOFError:
+                raise RankDiedError(f"rank {pipes.index(pipe)} ended without a result") from None
+    return [found[pipe] for pipe in pipes]
+
+
+def _be_rank(
+    pipe: Connection, rank: int, world: int, port: int, limit: float, function: Callable[..., Any], args: Any
+) -> None:
+    faulthandler.dump_traceback_later(limit, exit=True)
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    try:
+        result = function(*args)
+    except BaseException as error:  # noqa: BLE001  # told to the test
+        if os.environ.get("SHOW_RANKS"):
+            traceback.print_exc()
+        result = f"{type(error).__name__}: {error}"
+    pipe.send(result)
+    pipe.close()
+    os._exit(0)
