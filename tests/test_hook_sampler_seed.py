@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import multiprocessing
 from pathlib import Path
@@ -69,6 +70,8 @@ def work(rank: int, folder: Path) -> None:
         runner, samples = make(folder / f"run{rank}", DataLoader(DATA, batch_size=2, sampler=sampler))
         runner.train()
         (folder / f"{rank}.json").write_text(json.dumps([sampler.told, passes(samples, 3)]))
+        del runner  # the wrapper would keep the group's threads beyond its end, and to the interpreter's
+        gc.collect()
     finally:
         torch_dist.destroy_process_group()
 

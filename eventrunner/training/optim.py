@@ -208,7 +208,7 @@ class OptimWrapper:
     def completes_next(self) -> bool:
         """Return whether the next loss completes a group: only then ranks need to reduce gradients."""
         group = self._group
-        return (group.losses if group.is_open() else 0) + 1 >= self._group_size()
+        return (group.losses if group.is_open() else 0) + 1 >= group.size_at(self.inner_count, self.accumulative_counts)
 
     def should_update(self) -> bool:
         """Return whether the losses counted so far complete a group."""
