@@ -10,7 +10,7 @@ from eventrunner.checks import check_bools, check_ints, check_numbers, refusal
 from eventrunner.errors import OptionError, listed
 from eventrunner.hook import Hook
 from eventrunner.registry import HOOKS
-from eventrunner.training.rules import check_monitor, infer_rule, is_better, tell_rule, worst
+from eventrunner.training.rules import check_monitor, infer_rule, is_better, known_rule, worst
 
 if TYPE_CHECKING:
     from eventrunner.run import Run
@@ -27,9 +27,9 @@ class EarlyStoppingHook(Hook):
 
     Args:
         monitor: A metric's name, with or without ``val/``.
-        rule: ``greater`` or ``less`` is better; by default told from the name.
+        rule: ``greater`` or ``less`` is better; by default inferred from the name.
         min_delta: By how much a score must beat the best to count as an improvement. MMEngine's default is 0.1, with
-            which a metric between 0 and 1 soon seems to stand still; here it is 0.
+            which a metric between 0 and 1 seems to stand still before long; here it is 0.
         strict: Whether a validation without the metric is an error; otherwise it is passed over, with one warning.
         check_finite: Stop at once at a nan or an infinity; otherwise a nan is no improvement.
         patience: The validations without improvement that end the training.
@@ -60,7 +60,7 @@ class EarlyStoppingHook(Hook):
         if stopping_threshold is not None:
             check_numbers("EarlyStoppingHook", stopping_threshold=stopping_threshold)
         self._given, self.monitor = monitor, monitor.removeprefix("val/")
-        self.rule = tell_rule(self.monitor, rule) or ""
+        self.rule = known_rule(self.monitor, rule) or ""
         self.min_delta, self.patience, self.stopping_threshold = min_delta, patience, stopping_threshold
         self.strict, self.check_finite = strict, check_finite
         self.best_score = worst(self.rule)
@@ -77,7 +77,7 @@ class EarlyStoppingHook(Hook):
             raise OptionError(f"{attempt} needs validations: give the Runner val_dataloader and val_evaluator.")
 
     def forget_run(self) -> None:
-        """Warn anew."""
+        """Warn once more."""
         self._warned = False
 
     def after_val_epoch(self, runner: Run, metrics: dict[str, float] | None = None) -> None:
@@ -93,7 +93,7 @@ class EarlyStoppingHook(Hook):
             self._judge(runner, score)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and the validations since."""
+        """Return the best score and the validations since."""
         return {"best_score": self.best_score, "wait_count": self.wait_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

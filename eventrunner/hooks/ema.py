@@ -46,9 +46,9 @@ class EMAHook(Hook):
 
     From ``before_val_epoch`` to ``after_val_epoch``, and the same of a test, the model has the averaged weights and
     ``ema_model`` the raw ones; what a receiver in between reads from the model is the average. The values are
-    exchanged in place, so whoever holds a parameter goes on holding it. A failure in between exchanges them back.
+    exchanged in place, so references to a parameter stay valid. A failure in between exchanges them back.
 
-    A checkpoint's ``state_dict`` has the averaged weights, for whoever loads it to predict, and its
+    A checkpoint's ``state_dict`` has the averaged weights, for predicting, and its
     ``ema_state_dict`` the raw ones: MMEngine's format. A resumed run takes both back to where they belong; weights
     taken with ``load_from`` are what its average begins with.
 
@@ -184,15 +184,15 @@ class EMAHook(Hook):
             self.ema_model.load_state_dict(checkpoint["ema_state_dict"], strict=False)
 
     def own_tensors(self) -> Iterable[Tensor]:
-        """The averaged weights: nothing but this hook changes them."""
+        """Return the averaged weights: nothing but this hook changes them."""
         return () if self.ema_model is None else self.ema_model.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Says that the weights saved are the averaged ones: a run without the hook goes on with the raw ones."""
+        """Return that the weights saved are the averaged ones: a run without the hook goes on with the raw ones."""
         return {"swapped": True}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is left to do: :meth:`after_load_checkpoint` has taken the average."""
+        """Do nothing: :meth:`after_load_checkpoint` has taken the average."""
 
     @torch.no_grad()
     def _swap_ema_parameters(self) -> None:
@@ -240,7 +240,7 @@ def _average_class(ema_type: str | type[AveragedModel]) -> type[AveragedModel]:
 
 
 def _checked_options(kind: type[AveragedModel], options: dict[str, Any]) -> dict[str, Any]:
-    """The options for the average, with its device resolved; those of the built-in averages are tried out."""
+    """Return the options for the average, with its device resolved; those of the built-in averages are tried out."""
     parameters = list(inspect.signature(kind).parameters.values())[1:]  # the first is the model
     names = [each.name for each in parameters]
     takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)

@@ -122,7 +122,7 @@ class ProfilerHook(Hook):
             )
 
     def before_train(self, runner: Run) -> None:
-        """Begin."""
+        """Begin the profile."""
         if runner.is_main:
             self._done, self._recorded = 0, False
             report = _report(self.on_trace_ready, runner)
@@ -130,7 +130,7 @@ class ProfilerHook(Hook):
             self._profiler.start()
 
     def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Tell the profiler where an iteration ends."""
+        """Step the profiler: an iteration ends."""
         if self._profiler is None:
             return
         with warnings.catch_warnings():
@@ -140,7 +140,7 @@ class ProfilerHook(Hook):
         self._count(runner, by_epoch=False)
 
     def after_train_epoch(self, runner: Run) -> None:
-        """Count."""
+        """Count the epoch."""
         self._count(runner, by_epoch=True)
 
     def after_train(self, runner: Run) -> None:
@@ -176,7 +176,7 @@ class ProfilerHook(Hook):
 
 
 def _report(on_trace_ready: Report | Mapping[str, Any] | None, runner: Run) -> Report:
-    """What to do with a recording, bound to the run's log and folder."""
+    """Return what to do with a recording, bound to the run's log and folder."""
     if callable(on_trace_ready):
         return on_trace_ready
     if on_trace_ready is None:

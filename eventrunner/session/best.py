@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.training.rules import RULES, check_monitor, infer_rule, is_better, metric_name, tell_rule
+from eventrunner.training.rules import RULES, check_monitor, infer_rule, is_better, known_rule, metric_name
 
 __all__ = ["BestScores", "best_name", "name_list"]
 
@@ -103,7 +103,7 @@ class BestScores:
                 raise OptionError(f"CheckpointHook(rule={rule!r}): the rule is 'greater' or 'less'{near or '.'}")
         every = dict.fromkeys(self.keys, rules[-1]) if len(rules) == 1 else dict(zip(self.keys, rules, strict=False))
         return {
-            key: every.get(key) if key == "auto" else tell_rule(key, every.get(key), self.greater_keys, self.less_keys)
+            key: every.get(key) if key == "auto" else known_rule(key, every.get(key), self.greater_keys, self.less_keys)
             for key in self.keys
         }
 

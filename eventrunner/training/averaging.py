@@ -81,7 +81,7 @@ class WeightAverage(AveragedModel):
         return int(self.n_averaged)
 
     def weight(self, steps: int) -> float:
-        """How much the new value weighs in an average that was called ``steps`` times before; ``steps`` > 0."""
+        """Return how much the new value weighs in an average that was called ``steps`` times before; ``steps`` > 0."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class ExponentialMovingAverage(WeightAverage):
         self.momentum = _momentum(momentum)
 
     def weight(self, steps: int) -> float:
-        """The momentum."""
+        """Return the momentum."""
         return self.momentum
 
 
@@ -139,7 +139,7 @@ class StochasticWeightAverage(WeightAverage):
     """The plain mean of the values taken in."""
 
     def weight(self, steps: int) -> float:
-        """``1 / (n + 1)`` after ``n`` values."""
+        """Return ``1 / (n + 1)`` after ``n`` values."""
         return 1.0 / (steps // self.interval + 1)
 
 
@@ -170,7 +170,7 @@ class MomentumAnnealingEMA(WeightAverage):
         self.gamma = gamma
 
     def weight(self, steps: int) -> float:
-        """``max(momentum, gamma / (gamma + steps))``."""
+        """Return ``max(momentum, gamma / (gamma + steps))``."""
         return max(self.momentum, self.gamma / (self.gamma + steps))
 
 
@@ -229,7 +229,7 @@ def _take_over_buffers(average: nn.Module, model: nn.Module) -> None:
         ours = modules.get(path, theirs)
         for name, value in theirs.named_buffers(recurse=False, remove_duplicate=False):
             if _size(ours, name) != value.size():
-                persistent = name not in theirs._non_persistent_buffers_set  # noqa: SLF001  # torch doesn't tell it
+                persistent = name not in theirs._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way
                 ours.register_buffer(name, value.detach().clone().to(place), persistent)
 
 

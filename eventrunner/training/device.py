@@ -19,11 +19,11 @@ _LEAVES = (str, bytes, int, float, type, type(None))
 """What needs no look inside, though a class may have a ``to``."""
 
 _ASYNC_TYPES = ("cuda", "xpu")
-"""Where a copy from pinned memory runs beside the host, in order with what computes on it."""
+"""Where a copy from pinned memory overlaps with the host, in order with what computes on it."""
 
 
 def resolve_device(device: str | torch.device | None, local_rank: int | None = None) -> torch.device:
-    """The device that is meant, tried out: an empty tensor was made there.
+    """Return the device that is meant, tried out: an empty tensor was made there.
 
     An accelerator comes back with its index (``cuda`` as ``cuda:0``), as its tensors have it.
 
@@ -53,7 +53,7 @@ def resolve_device(device: str | torch.device | None, local_rank: int | None = N
 
 
 def batch_mover(device: torch.device) -> Callable[[Any], Any] | None:
-    """A function that takes a batch to the device, or None for the CPU, where batches are made anyway.
+    """Return a function that takes a batch to the device, or None for the CPU, where batches are made anyway.
 
     Tensors in pinned memory (``DataLoader(pin_memory=True)``) are copied to CUDA and XPU without the host waiting.
     """
@@ -63,7 +63,7 @@ def batch_mover(device: torch.device) -> Callable[[Any], Any] | None:
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
-    """The batch with every tensor in it on the device; the very object where nothing had to move.
+    """Return the batch with every tensor in it on the device; the very object where nothing had to move.
 
     Looks into mappings, lists, tuples and dataclass objects, of any depth; what had to change is a shallow copy of the
     same type. Other objects with a ``to`` method are asked for ``to(device)``; what is left stays as it is.
@@ -90,7 +90,7 @@ _Parts = Mapping[Any, Any]
 
 
 def _take_apart(batch: Any) -> tuple[Callable[[Any, _Parts], Any], _Parts]:
-    """How to rebuild a container with some of its parts changed, and its parts by key, index or field."""
+    """Return how to rebuild a container with some of its parts changed, and its parts by key, index or field."""
     if isinstance(batch, Mapping):
         return _rebuild_mapping, batch
     if isinstance(batch, list):

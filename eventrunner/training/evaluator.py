@@ -28,7 +28,7 @@ class Metric(Protocol):
         """Take in the outputs of one batch."""
 
     def compute(self) -> Any:
-        """One number, or a mapping from names to numbers, over all that was taken in."""
+        """Return one number, or a mapping from names to numbers, over all that was taken in."""
 
     def reset(self) -> Any:
         """Forget it."""
@@ -51,7 +51,7 @@ class Evaluator:
         self._names = _flatten_names(self._metrics)
 
     def names(self) -> tuple[str, ...] | None:
-        """The keys of ``evaluate``'s results in their order, or None where they aren't known before the first of it.
+        """Return the keys of ``evaluate``'s results in order, or None where they aren't known before its first call.
 
         A metric is taken to compute one number, unless it is a collection or ``compute`` is annotated to return a
         mapping, whose keys can't be known. One that returns a mapping without saying so is named here by the part
@@ -188,7 +188,7 @@ def _flatten_names(metrics: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _computes_mapping(metric: object) -> bool:
-    """Whether ``compute`` is annotated to return a mapping; an annotation may be a string."""
+    """Return whether ``compute`` is annotated to return a mapping; an annotation may be a string."""
     result = getattr(getattr(metric, "compute", None), "__annotations__", {}).get("return")
     if isinstance(result, str):
         return re.match(r"(\w+\.)*(dict|mapping)\b", result.lower()) is not None

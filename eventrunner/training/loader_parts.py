@@ -22,7 +22,7 @@ __all__ = ["COLLATE", "Held", "changed", "held_by"]
 
 COLLATE = "collate_fn"
 _UNKNOWN = "?"
-"""Noted of what can't be told from its like, such as an iterator."""
+"""Noted of what can't be compared, such as an iterator."""
 _DATA = ("dataset", "data_source")
 _PLAIN = (numbers.Number, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
@@ -159,5 +159,5 @@ def _word(entry: Any, depth: int) -> str:
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Return the names whose notes differ, or can't tell."""
+    """Return the names whose notes differ, or can't be compared."""
     return [name for name, note in before.items() if name in after and (note == _UNKNOWN or note != after[name])]

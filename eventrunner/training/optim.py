@@ -43,8 +43,8 @@ class OptimWrapper:
     device, save for float16, where torch's scaler reads back whether the gradients were finite, and for
     ``error_if_nonfinite``.
 
-    The losses of one step are a group of accumulation. A group begins after a step, with no gradients, whoever left
-    some (another optimizer's backward, a hook, an interrupted batch), and has the gradients of its own losses alone.
+    The losses of one step are a group of accumulation. A group begins after a step and has the gradients of its own
+    losses alone: what else left some (another optimizer's backward, a hook, an interrupted batch) is in no step.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``. One whose ``step`` needs a closure (LBFGS) can't be driven by

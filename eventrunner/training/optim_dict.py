@@ -95,9 +95,9 @@ class OptimWrapperDict:
         )
 
     def initialize_count_status(self, init_counts: int, max_counts: int | None) -> None:
-        """Do nothing, as in MMEngine: how often train_step updates each wrapper is not known; tell each its own.
+        """Do nothing, as in MMEngine: how often train_step updates each wrapper is not known; call each one's own.
 
-        A run tells each how many batches are to come.
+        A run calls each one's ``expect_batches``.
         """
 
     def zero_grad(self, set_to_none: bool = True) -> None:

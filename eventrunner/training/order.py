@@ -75,7 +75,7 @@ def collate_generators(loader: Any) -> list[Any]:
 
 
 def collates_alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Return whether the collate function has kept what can't be put back, as far as two states tell."""
+    """Return whether the collate function has kept what can't be put back, as far as two states show."""
     return not any(map(_is_collated, changed(before.get("notes", {}), after.get("notes", {}))))
 
 
@@ -114,7 +114,7 @@ def state_of(loader: Any, what: str, source: Any) -> Any:
 
 
 def _facts(loader: Any) -> dict[str, Any]:
-    """Return what tells a loader from another one, in plain words."""
+    """Return what distinguishes a loader from another one, in plain words."""
     if loader is None:
         return {}
     parts = {name: getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")}

@@ -1,4 +1,4 @@
-"""Which of two scores is the better one, and how that is told from a metric's name."""
+"""Which of two scores is the better one, and how that is inferred from a metric's name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = [
     "check_monitor",
     "infer_rule",
     "is_better",
+    "known_rule",
     "metric_name",
-    "tell_rule",
     "worst",
 ]
 
@@ -45,26 +45,26 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 def infer_rule(
     key: str, rule: str | None = None, greater_keys: Iterable[str] = (), less_keys: Iterable[str] = ()
 ) -> str:
-    """``greater`` or ``less``, whichever is better for metric *key*.
+    """Return ``greater`` or ``less``, whichever is better for metric *key*.
 
     An explicit *rule* counts; then *key* itself among *greater_keys* and *less_keys*; then the whole words of the
     key, the last known one first, because the last word is what a name names: ``stop_loss`` is a loss and
     ``loss_accuracy`` an accuracy, while ``desktop`` has no word ``top``. A ``neg_…`` is left to the caller.
 
     Raises:
-        OptionError: the rule is neither, or can't be told.
+        OptionError: the rule is neither, or isn't known.
     """
-    told = tell_rule(key, rule, greater_keys, less_keys)
-    if told is None:
+    known = known_rule(key, rule, greater_keys, less_keys)
+    if known is None:
         reason = f"whether more of {key!r} is better can't be told from its name"
         raise OptionError(f"{reason}; pass rule='greater' or 'less'.")
-    return told
+    return known
 
 
-def tell_rule(
+def known_rule(
     key: str, rule: str | None = None, greater_keys: Iterable[str] = (), less_keys: Iterable[str] = ()
 ) -> str | None:
-    """As :func:`infer_rule`, but None where it can't be told: a name that may be misspelt is checked for that first.
+    """Infer the rule, or None where it isn't known: a name that may be misspelt is checked for that first.
 
     Raises:
         OptionError: the rule is neither.
@@ -87,7 +87,7 @@ def tell_rule(
 
 
 def _words(key: str) -> Iterator[str]:
-    """The words of a key in lower case, the last first: a part as it is, without its number, and cut at capitals."""
+    """Yield the words of a key in lower case, the last first: as it is, without its number, cut at capitals."""
     for part in reversed(_PARTS.findall(key)):
         yield part.lower()
         yield part.lower().rstrip("0123456789")
@@ -95,12 +95,12 @@ def _words(key: str) -> Iterator[str]:
 
 
 def worst(rule: str) -> float:
-    """What every score is better than."""
+    """Return what every score is better than."""
     return -math.inf if rule == "greater" else math.inf
 
 
 def is_better(rule: str, score: float, best: float, margin: float = 0.0) -> bool:
-    """Whether *score* beats *best* by more than *margin*; a nan beats nothing."""
+    """Return whether *score* beats *best* by more than *margin*; a nan beats nothing."""
     return score > best + margin if rule == "greater" else score < best - margin
 
 
@@ -110,7 +110,7 @@ def metric_name(key: str, names: Container[str]) -> str:
 
 
 def check_monitor(attempt: str, key: str, names: tuple[str, ...] | None) -> str:
-    """The metric's name as the evaluator reports it, checked against its *names* where they are known.
+    """Return the metric's name as the evaluator reports it, checked against its *names* where they are known.
 
     Raises:
         OptionError: the evaluator reports no such metric; *attempt* says what was being set.

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from eventrunner.errors import OptionError, did_you_mean, listed
-from eventrunner.training.rules import check_monitor, tell_rule
+from eventrunner.training.rules import check_monitor, known_rule
 
 __all__ = ["Schedule", "Schedules", "all_schedules", "begin_schedules", "build_schedules", "with_parts"]
 
@@ -35,11 +35,11 @@ class Schedule:
         self.needs_metric = isinstance(self.scheduler, ReduceLROnPlateau)
 
     def step(self, *metric: float) -> None:
-        """One step of the scheduler."""
+        """Step the scheduler."""
         self.scheduler.step(*metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state."""
+        """Return the scheduler's own state."""
         return dict(self.scheduler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ Schedules = list[Schedule] | dict[str, list[Schedule]]
 def build_schedules(
     given: Any, by_epoch: bool, optimizers: Mapping[str, Any], metrics: tuple[str, ...] | None
 ) -> Schedules:
-    """What ``param_scheduler=`` may be, as a list of schedules or a dict of such lists.
+    """Return what ``param_scheduler=`` may be, as a list of schedules or a dict of such lists.
 
     Args:
         given: A scheduler, ``dict(scheduler=…, by_epoch=…, monitor=…, rule=…)``, a list of these, or a dict of lists
@@ -76,12 +76,12 @@ def build_schedules(
 
 
 def all_schedules(schedules: Schedules) -> list[Schedule]:
-    """Every schedule, in order."""
+    """Return every schedule, in order."""
     return schedules if isinstance(schedules, list) else [each for part in schedules.values() for each in part]
 
 
 def begin_schedules(optimizer: Any, made: list[dict[str, Any]], alone: bool) -> None:
-    """Let schedules begin on an optimizer whose state was loaded after they were made.
+    """Begin schedules on an optimizer whose state was loaded after they were made.
 
     Args:
         optimizer: What they drive.
@@ -98,7 +98,7 @@ def begin_schedules(optimizer: Any, made: list[dict[str, Any]], alone: bool) -> 
 
 
 def with_parts(scheduler: Any) -> Iterator[LRScheduler]:
-    """A scheduler, and then those that a ``SequentialLR`` or ``ChainedScheduler`` is made of."""
+    """Yield a scheduler, and then those that a ``SequentialLR`` or ``ChainedScheduler`` is made of."""
     yield scheduler
     for part in getattr(scheduler, "_schedulers", ()):
         yield from with_parts(part)
@@ -161,7 +161,7 @@ def _build(item: Any, by_epoch: bool, optimizers: list[Any], metrics: tuple[str,
 
 def _check_mode(scheduler: Any, monitor: str, rule: str | None) -> None:
     """Refuse a plateau scheduler that would take every improvement for none."""
-    better = tell_rule(monitor, rule)
+    better = known_rule(monitor, rule)
     if better is not None and scheduler.mode != _MODES[better]:
         more, other = ("more", "less") if better == "greater" else ("less", "greater")
         raise OptionError(
@@ -181,7 +181,7 @@ def _unit(given: Any, default: bool) -> bool:
 
 
 def _monitor(monitor: str | None, metrics: tuple[str, ...] | None) -> str:
-    """The metric's name as the evaluator has it; the only one there is, where none is named."""
+    """Return the metric's name as the evaluator has it; the only one there is, where none is named."""
     if monitor is None and metrics is not None and len(metrics) == 1:
         return metrics[0]
     if monitor is None:

@@ -38,7 +38,7 @@ class Stateful(Protocol):
     """Has a state that is saved with a run and put back on resume."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as plain data and tensors."""
+        """Return the state, as plain data and tensors."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Go on where :meth:`state_dict` was taken."""
@@ -89,7 +89,7 @@ class Progress:
         self.load_state_dict(self.state_dict())
 
     def state_dict(self) -> dict[str, int]:
-        """What is complete."""
+        """Return what is complete."""
         return {"epoch": self.epochs_completed, "iter": self.step, "validated": self.validated}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -109,7 +109,7 @@ def seeded_rng(seed: int) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of the global generators: python, torch, each CUDA device in use, and numpy where it is imported.
+    """Return the states of the global generators: python, torch, each CUDA device in use, and numpy if imported.
 
     All words are in tensors of the call's own, which cost a save little.
     """
@@ -199,14 +199,14 @@ def _numpy_words(state: Any) -> tuple[Any, ...]:
 
 
 def _without_arrays(state: Any) -> Any:
-    """The state of numpy's bit generator with lists in place of arrays, and integers in place of numpy's."""
+    """Return the state of numpy's bit generator, with lists and integers in place of numpy's arrays and scalars."""
     if isinstance(state, dict):
         return {key: _without_arrays(value) for key, value in state.items()}
     return state.tolist() if hasattr(state, "tolist") else state
 
 
 def _tensor(words: Any) -> torch.Tensor:
-    """Words as a tensor of a dtype that has all of torch's operations; it shares their memory."""
+    """Return words as a tensor of a dtype that has all of torch's operations; it shares their memory."""
     return torch.frombuffer(words, dtype=torch.int64)
 
 

@@ -47,20 +47,20 @@ class Planned:
 
     @classmethod
     def of(cls, by_epoch: bool, maximum: int, length: int | None) -> Planned:
-        """A training of *maximum* epochs or iterations, over a dataloader of *length* batches."""
+        """Plan a training of *maximum* epochs or iterations, over a dataloader of *length* batches."""
         if by_epoch:
             return cls(True, maximum, None if length is None else maximum * length)
         return cls(False, maximum / length if length else None, maximum)
 
     def steps(self, schedule: Schedule) -> float | None:
-        """How often the training steps it; by iterations, all of the training is one epoch."""
+        """Return how often the training steps it; by iterations, all of the training is one epoch."""
         if not schedule.by_epoch:
             return self.iters
         return self.epochs if self.by_epoch else 1
 
 
 def check_steps(schedules: Schedules, planned: Planned) -> None:
-    """Refuse a ``OneCycleLR`` that would be stepped more often than it can be: torch raises then, amid the training.
+    """Refuse a ``OneCycleLR`` that would be stepped more often than it can be: torch raises then, in mid-training.
 
     Raises:
         OptionError: it says how often the training steps it.
@@ -92,7 +92,7 @@ def unit_remarks(schedules: Schedules, planned: Planned) -> Iterator[str]:
 
 
 def _mistaken(schedule: Schedule, epochs: float, iters: int) -> Iterator[str]:
-    """The numbers of the scheduler, or of those that it is made of, that are of the other unit."""
+    """Yield the numbers of the scheduler, or of those that it is made of, that are of the other unit."""
     fits = _fits_iterations if schedule.by_epoch else _fits_epochs
     for scheduler in with_parts(schedule.scheduler):
         for argument, steps, whole in _numbers(scheduler):
@@ -101,7 +101,7 @@ def _mistaken(schedule: Schedule, epochs: float, iters: int) -> Iterator[str]:
 
 
 def _numbers(scheduler: LRScheduler) -> Iterator[tuple[str, float, bool]]:
-    """Each argument that is a number of steps, the number, and whether it is one of the whole training."""
+    """Yield each argument that is a number of steps, the number, and whether it is one of the whole training."""
     for kind, (argument, attribute) in (_WHOLE | _PART).items():
         if isinstance(scheduler, kind):
             yield argument, _last(getattr(scheduler, attribute)), kind in _WHOLE
@@ -142,12 +142,12 @@ def _fits_epochs(scheduler: LRScheduler, steps: float, whole: bool, epochs: floa
 
 
 def _decay(scheduler: Any, steps: float) -> float:
-    """What is left of the rate after so many steps; one that rises, which may be beyond all numbers, is whole."""
+    """Return what is left of the rate after so many steps; all of one that rises, perhaps beyond all numbers."""
     return float(min(scheduler.gamma, 1.0) ** (steps // getattr(scheduler, "step_size", 1)))
 
 
 def _last(steps: Any) -> float:
-    """A number of steps, or the last of several milestones."""
+    """Return a number of steps, or the last of several milestones."""
     return float(steps if isinstance(steps, int | float) else max(steps, default=0))
 
 

@@ -69,7 +69,7 @@ def check_step(function: Step | None, model: Any, method: str) -> None:
 
 
 def loss_of(outputs: Any) -> torch.Tensor:
-    """The loss in what a train step returned.
+    """Return the loss in what a train step returned.
 
     Raises:
         OptionError: there is none.

@@ -134,7 +134,7 @@ def _under_own_names(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, 
 
 @contextlib.contextmanager
 def _emptied(model: nn.Module) -> Iterator[None]:
-    """Within the block the model has tensors without contents, so that what is loaded changes nothing."""
+    """Give the model tensors without contents within the block, so that what is loaded changes nothing."""
     tables: list[dict[str, Any]] = [
         table
         for module in model.modules()

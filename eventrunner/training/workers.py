@@ -1,7 +1,8 @@
 """The worker processes of a ``DataLoader``: they outlast the signals that ask a run to end.
 
-A scheduler signals every process of a run. Workers that die of it have torch raise amid the iteration under way, which
-then can't be finished and saved. So those that are started during a run pass over its signals, and it ends them itself.
+A scheduler signals every process of a run. Workers that die of it have torch raise within the iteration under way,
+which then can't be finished and saved. So those that are started during a run pass over its signals, and it ends them
+itself.
 """
 
 from __future__ import annotations
