@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import keyword
+import operator
 import os
 import sys
 import weakref
@@ -209,7 +210,7 @@ class Bus:
         """Each under its site, file and name; those that share all three by order of connection, not of priority."""
         for site in self:
             counts: dict[str, int] = {}
-            for connection in sorted(site.connections_for(sender), key=lambda connection: connection.order):
+            for connection in sorted(site.connections_for(sender), key=operator.attrgetter("order")):
                 if connection.filter is not None:
                     file = os.path.basename(connection.location).partition(":")[0]  # the folder may have moved
                     name = f"{file}:{connection.name}"

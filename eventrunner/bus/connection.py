@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -67,11 +68,6 @@ class Connection:
     def is_conditional(self) -> bool:
         """Whether an emission that reaches it may leave it out."""
         return self.weak or self.filter is not None or self.options.when is not None
-
-    @property
-    def sort_key(self) -> tuple[int, int]:
-        """Priority first, then the order of connection."""
-        return self.options.priority, self.order
 
     @property
     def barrier(self) -> str:
@@ -252,8 +248,12 @@ class Table:
         return _in_order(c for bucket in self._by_sender.copy().values() for c in bucket.copy().values())
 
 
+_rank = operator.attrgetter("options.priority", "order")
+
+
 def _in_order(connections: Iterable[Connection]) -> list[Connection]:
-    return sorted(connections, key=lambda connection: connection.sort_key)
+    """Sort by priority, then by the order of connection."""
+    return sorted(connections, key=_rank)
 
 
 def annotate(error: BaseException, connection: Connection, sender: Any) -> None:
