@@ -71,7 +71,7 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def shown(report: dict[str, Any]) -> str:
-    """The report as Markdown: a table for each section, below what it measures and how quiet the machine was."""
+    """Return the report as Markdown: a table for each section, below what it measures and how quiet the machine was."""
     parts = [report["conditions"] + "."]
     for section in report["sections"]:
         name, disturbed = section["section"], f"{section['disturbed']} of {section['measured']} measurements"

@@ -102,7 +102,7 @@ class Row:
 
 
 def lost(settings: Settings) -> list[Row]:
-    """What a save costs a training of 17 M parameters, with a core free and with none."""
+    """Return what a save costs a training of 17 M parameters, with a core free and with none."""
     rows: list[Row] = []
     steady_memory()
     with contextlib.ExitStack() as stack:
@@ -295,7 +295,7 @@ def many_of(settings: Settings, count: int) -> list[Row]:
 
 
 def throttled(settings: Settings) -> list[Row]:
-    """The same where the storage takes 200 MB a second."""
+    """Return the same where the storage takes 200 MB a second."""
     steady_memory()
     torch.set_num_threads(1)
     steps = 15
@@ -345,7 +345,7 @@ def slow_storage(rate: float) -> Iterator[None]:
 
 
 def beside(settings: Settings) -> list[Row]:
-    """What a training thread notices of a save of 400 MB that is made beside it."""
+    """Return what a training thread notices of a save of 400 MB that is made beside it."""
     torch.set_num_threads(1)
     data = torch.randn(256, WIDTH)
     weights = torch.randn(WIDTH, WIDTH)
@@ -482,7 +482,7 @@ def megabytes(staged: StagedCheckpoint) -> str:
 
 
 def memory(settings: Settings) -> list[Row]:
-    """What saves need of it, and whether they ever need more."""
+    """Return what saves need of it, and whether they ever need more."""
     torch.set_num_threads(1)
     task = ShortTask()
     task.step()
@@ -509,7 +509,7 @@ def memory(settings: Settings) -> list[Row]:
 
 
 def auto(settings: Settings) -> list[Row]:
-    """Whether the mode that is chosen is the better one, what the choosing costs included."""
+    """Return whether the mode that is chosen is the better one, what the choosing costs included."""
     steady_memory()
     torch.set_num_threads(1)
     task = Task()
@@ -532,7 +532,7 @@ def auto_of(settings: Settings, name: str, task: Task, steps: int) -> Row:
 
 
 def offload(settings: Settings) -> list[Row]:
-    """What the emitting thread pays for a receiver that runs beside it."""
+    """Return what the emitting thread pays for a receiver that runs beside it."""
     torch.set_num_threads(1)
     events = 2000
     with open(settings.folder / "log.jsonl", "w", encoding="utf-8") as file:
@@ -559,7 +559,7 @@ def offload(settings: Settings) -> list[Row]:
 
 @contextlib.contextmanager
 def queued(write: Callable[[int, float], None]) -> Iterator[Callable[[int], None]]:
-    """The least there is: a queue and a thread."""
+    """Return the least there is: a queue and a thread."""
     jobs: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -600,7 +600,7 @@ def checkpointers(stack: contextlib.ExitStack, folder: Path, task: Task, *modes:
 
 
 def in_turns(settings: Settings, ways: dict[str, Callable[[], float]], times: int = 1) -> Times:
-    """What each of them returns, in turns, so many times the repeats."""
+    """Return what each of them returns, in turns, so many times the repeats."""
     rounds = [settings.calm.measure(lambda: [way() for way in ways.values()]) for _ in range(times * settings.repeats)]
     return dict(zip(ways, map(list, zip(*rounds, strict=True)), strict=True))
 

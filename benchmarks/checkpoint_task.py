@@ -189,7 +189,7 @@ class Ours:
         self.waited = -self.last.stall  # which goes on growing, by the wait before the optimizer's step
 
     def before_step(self) -> None:
-        """The optimizer waits by itself."""
+        """Return the optimizer waits by itself."""
 
     def finish(self) -> float:
         self.checkpointer.wait()
@@ -301,7 +301,7 @@ class Trainer:
         self.count = 0
 
     def block(self, steps: int, way: Way | None = None) -> Block:
-        """The steps from a save to the next one, the save included; what is left to do beside is done after."""
+        """Return the steps from a save to the next one, the save included; what is left to do beside is done after."""
         for _ in range(self.warm_up):  # after whatever was waited for, caches and threads are cold
             self.task.step()
         durations = []
@@ -332,6 +332,6 @@ def median_step(blocks: list[Block]) -> float:
 
 
 def median_total(blocks: list[Block]) -> float:
-    """The sum over the steps of a block of each one's median, so that a disturbance in one of them doesn't count."""
+    """Return the sum over the steps of a block of each one's median, so that a disturbance in one of them doesn't count."""
     steps = range(len(blocks[0].durations))
     return sum(statistics.median(block.durations[step] for block in blocks) for step in steps)

@@ -96,7 +96,7 @@ class Contender:
 
 
 def make_receiver() -> Callable[..., None]:
-    """A receiver that names the whole payload and does nothing."""
+    """Return a receiver that names the whole payload and does nothing."""
 
     def receiver(runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         pass
@@ -131,7 +131,7 @@ def contenders(case: Case) -> dict[str, Contender]:
 
 
 def measured(every: dict[str, dict[str, Contender]], repeats: int) -> dict[str, Times]:
-    """The nanoseconds of each contender of each case in each repeat, beginning with another case each time."""
+    """Return the nanoseconds of each contender of each case in each repeat, beginning with another case each time."""
     groups = list(every.values())
     for group in groups:
         for contender in group.values():
@@ -147,12 +147,12 @@ def measured(every: dict[str, dict[str, Contender]], repeats: int) -> dict[str, 
 
 
 def ratio(ours: list[float], base: list[float]) -> float:
-    """The median of what each repeat gives."""
+    """Return the median of what each repeat gives."""
     return statistics.median(mine / theirs for mine, theirs in zip(ours, base, strict=True))
 
 
 def verdicts(times: dict[str, Times]) -> list[str]:
-    """What is to be reached, and whether it is."""
+    """Return what is to be reached, and whether it is."""
     none, six, many = (times[Case(count).name] for count in (0, 6, 32))
     beside, idle = times[SIX_BESIDE.name], times[Case(6, idle=6).name]
     wanted: list[tuple[str, float, float]] = []
@@ -208,7 +208,7 @@ def peer_row(peer: peers_dispatch.Peer, six: Times) -> list[Any]:
 
 
 def shown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     ratios = ["ratio to the bare for, by receivers", *report["columns"][1:]]
     parts = [report["conditions"] + "."]
     parts.append(table(report["columns"], report["rows"]))

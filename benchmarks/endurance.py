@@ -104,7 +104,7 @@ class Step:
 
 
 def train(iters: int, folder: Path) -> Step:
-    """The whole training."""
+    """Return the whole training."""
     model, step = torch.nn.Linear(1, 1), Step(iters)
     runner = Runner(
         model=model,
@@ -132,7 +132,7 @@ def row(step: Step, tenth: int) -> list[float]:
 
 
 def report(step: Step) -> dict[str, Any]:
-    """What the training has shown."""
+    """Return what the training has shown."""
     rows = [row(step, tenth) for tenth in range(TENTHS)]
     return {
         "conditions": conditions(
@@ -147,7 +147,7 @@ def report(step: Step) -> dict[str, Any]:
 
 
 def verdicts(first: list[float], last: list[float], iters: int) -> list[str]:
-    """The last tenth beside the first."""
+    """Return the last tenth beside the first."""
     since = iters - iters // TENTHS
     return [
         f"the last tenth to the first: the median iteration {last[1] / first[1]:.3f}, the mean one "
@@ -158,7 +158,7 @@ def verdicts(first: list[float], last: list[float], iters: int) -> list[str]:
 
 
 def shown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     lines = "\n".join(f"- {line}" for line in report["verdict"])
     return f"{report['conditions']}.\n\n{table(report['columns'], report['rows'])}\n\n{lines}"
 

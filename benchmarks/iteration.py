@@ -67,7 +67,7 @@ class Worker:
         return answer
 
     def measure(self, order: dict[str, Any]) -> dict[str, float] | None:
-        """What one repeat took, or None where the contender fails, now or before."""
+        """Return what one repeat took, or None where the contender fails, now or before."""
         if self.failure is None:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(order) + "\n")
@@ -119,7 +119,7 @@ def against(turn: Turn, base: Turn, what: str) -> list[float]:
 
 
 def verdicts(rows: list[list[Any]], turns: list[Turn]) -> list[str]:
-    """What is to be reached, and whether it is: above the bare loop, and beside the best of the others.
+    """Return what is to be reached, and whether it is: above the bare loop, and beside the best of the others.
 
     That is the best of those that do all that the task asks for; what else was measured of it is compared with too.
     """
@@ -178,7 +178,7 @@ def conditions_of(repeats: int, order: dict[str, Any]) -> str:
 
 
 def shown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     parts = [report["conditions"] + ".", table(report["columns"], report["rows"])]
     if report["verdict"]:
         parts.append("\n".join(f"- {line}" for line in report["verdict"]))

@@ -31,7 +31,7 @@ class Peer:
 
 
 def subclasses(base: Any, method: str, function: Callable[..., None], count: int) -> list[Any]:
-    """An object each of so many classes derived from *base*, in which *function* is *method*."""
+    """Return an object each of so many classes derived from *base*, in which *function* is *method*."""
     return [type(f"Receiver{index}", (base,), {method: function})() for index in range(count)]
 
 
@@ -117,7 +117,7 @@ PEERS = (
 
 
 def find(count: int) -> tuple[dict[str, timeit.Timer], dict[str, str]]:
-    """A timer for each peer that can be set up for *count* receivers; and of the others, why they can't."""
+    """Return a timer for each peer that can be set up for *count* receivers; and of the others, why they can't."""
     timers, left_out = {}, {}
     for peer in PEERS:
         try:

@@ -22,7 +22,7 @@ Spans = list[tuple[float, float]]
 
 
 def run(mode: str, folder: Path, steps: int) -> tuple[Spans, Spans, Spans]:
-    """The spans of the steps, of what held the loop up, and of the writing."""
+    """Return the spans of the steps, of what held the loop up, and of the writing."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(704, 704) for _ in range(34)))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -53,7 +53,7 @@ def run(mode: str, folder: Path, steps: int) -> tuple[Spans, Spans, Spans]:
 
 
 def drawn(spans: Spans, start: float, scale: float, sign: str, width: int) -> list[str]:
-    """A row with *sign* where a span is, at least once for each."""
+    """Return a row with *sign* where a span is, at least once for each."""
     row = [" "] * width
     for began, ended in spans:
         first, last = int((began - start) / scale), int((ended - start) / scale)

@@ -21,7 +21,7 @@ Cell = str | float | None
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a distribution, or None where it isn't installed."""
+    """Return the installed version of a distribution, or None where it isn't installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -29,7 +29,7 @@ def version_of(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of the processor, as far as the system tells it."""
+    """Return the name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,7 +47,7 @@ def conditions(*more: str, packages: Sequence[str] = ("torch",)) -> str:
 
 
 def cell(value: Cell) -> str:
-    """A cell as text: a number with three significant digits, but with all of those before the point."""
+    """Return a cell as text: a number with three significant digits, but with all of those before the point."""
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -58,7 +58,7 @@ def cell(value: Cell) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A Markdown table: the first column to the left, those with a number in them to the right."""
+    """Return a Markdown table: the first column to the left, those with a number in them to the right."""
     right = [any(isinstance(row[index], (int, float)) for row in rows) for index in range(len(columns))]
     rule = ["---:" if index and numbers else "---" for index, numbers in enumerate(right)]
     lines = [columns, rule, *([cell(value) for value in row] for row in rows)]

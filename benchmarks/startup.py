@@ -79,14 +79,14 @@ def first_step() -> Milliseconds:
 
 
 def medians(repeats: Iterable[Milliseconds]) -> Milliseconds:
-    """The median of each name; 0 counts where a repeat lacks one."""
+    """Return the median of each name; 0 counts where a repeat lacks one."""
     every = list(repeats)
     names = dict.fromkeys(name for each in every for name in each)
     return {name: statistics.median(each.get(name, 0.0) for each in every) for name in names}
 
 
 def by_package(modules: Milliseconds) -> Milliseconds:
-    """The sums by the first part of the name."""
+    """Return the sums by the first part of the name."""
     sums: Milliseconds = {}
     for name, took in modules.items():
         package = name.partition(".")[0]
@@ -143,7 +143,7 @@ def report(
 
 
 def verdicts(ratios: dict[str, float], step: float) -> list[str]:
-    """What is to be reached, and whether it is."""
+    """Return what is to be reached, and whether it is."""
     lines = [
         f"`{name}`: {ratio:.2f} of `{TORCH}`, target ≤ {IMPORT_TARGET:.2f}: {told(ratio <= IMPORT_TARGET)}"
         for name, ratio in ratios.items()
@@ -158,7 +158,7 @@ def listed(found: Milliseconds) -> str:
 
 
 def shown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     return "\n\n".join(
         [
             report["conditions"] + ".",

@@ -72,7 +72,7 @@ Train = Callable[[Task, Path], None]
 
 
 def make_task(iters: int, log_every: int, save_every: int) -> Task:
-    """A task of *iters* batches, the same ones each time."""
+    """Return a task of *iters* batches, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     pairs = torch.randn(iters, 2, SIZE, SIZE, generator=generator)
     return Task([(pair[0].clone(), pair[1].clone()) for pair in pairs], log_every, save_every, [])

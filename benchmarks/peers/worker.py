@@ -37,7 +37,7 @@ def streams() -> tuple[TextIO, TextIO]:
 
 
 def describe(name: str) -> tuple[Any, dict[str, Any]]:
-    """The contender's module, and what it says of itself."""
+    """Return the contender's module, and what it says of itself."""
     module = importlib.import_module(f"peers.{name}")
     version = version_of(module.PACKAGE)
     return module, {"version": version, "differs": module.DIFFERS, "variants": list(module.VARIANTS)}
