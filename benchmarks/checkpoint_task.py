@@ -332,6 +332,6 @@ def median_step(blocks: list[Block]) -> float:
 
 
 def median_total(blocks: list[Block]) -> float:
-    """Return the sum over the steps of a block of each one's median, so that a disturbance in one of them doesn't count."""
+    """Return the sum over a block's steps of each one's median, so that a disturbance in one of them doesn't count."""
     steps = range(len(blocks[0].durations))
     return sum(statistics.median(block.durations[step] for block in blocks) for step in steps)

@@ -48,7 +48,7 @@ from eventrunner.session.settings import (
     compile_options,
     parse_evaluation,
 )
-from eventrunner.training.dataloader import build_dataloader, check_loader
+from eventrunner.training.dataloader import batch_count, build_dataloader, check_loader
 from eventrunner.training.device import resolve_device
 from eventrunner.training.optim import OptimWrapper
 from eventrunner.training.optim_dict import OptimWrapperDict, named_wrappers
@@ -186,7 +186,7 @@ class Runner:
         return folder
 
     def _init_output(self, experiment_name: str | None, log_level: str, progress: bool) -> None:
-        self.log = RunLog(log_level, silent=not self.is_main)
+        self.log = RunLog(log_level, self.rank)
         self.logger, self.log.on_failure = self.log.logger, self.end_for
         self.show_progress = progress
         self.timestamp = self.ranks.broadcast(time.strftime("%Y%m%d_%H%M%S"))
@@ -222,6 +222,15 @@ class Runner:
             self.train_loop = loop(self, training.dataloader, training.settings)
             for argument, remark in training.remarks:
                 self.logger.warning(argument, reason=remark)
+            self._check_ranks(training)
+
+    def _check_ranks(self, training: Training) -> None:
+        """Refuse what isn't the same on all ranks, whose collectives would wait for each other for ever."""
+        if self.distributed:
+            self.ranks.check_same("train_cfg", training.settings)
+            self.ranks.check_same("the number of batches of the train_dataloader", batch_count(training.dataloader))
+            names = [f"{name} {tuple(each.shape)}" for name, each in self.model.named_parameters()]
+            self.ranks.check_same("a parameter of the model", names)
 
     @property
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:

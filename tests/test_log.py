@@ -232,10 +232,12 @@ def test_the_level_is_the_least_that_reaches_stdout(
     assert len(lines) == 3
 
 
-def test_a_silent_log_shows_nothing_at_all(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not even a critical event: the first rank speaks for all."""
-    RunLog("DEBUG", silent=True).logger.critical("x")
-    assert capsys.readouterr() == ("", "")
+def test_of_another_rank_only_errors_are_shown_with_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first one speaks for all."""
+    log = RunLog("DEBUG", rank=3)
+    log.logger.warning("x")
+    log.logger.error("y")
+    assert [line.partition("level=")[2] for line in capsys.readouterr().out.splitlines()] == ["error event=y rank=3"]
 
 
 @pytest.mark.parametrize(("level", "end"), [("info", "; did you mean 'INFO'?"), ("LOUD", "."), (10, ".")])

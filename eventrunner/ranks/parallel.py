@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.ranks.world import Ranks
 
-__all__ = ["Parallel", "parallelize", "reduces", "unwrapped"]
+__all__ = ["Parallel", "method_of", "parallelize", "reduces", "unwrapped"]
 
 Parallel = str | Mapping[str, Any] | Callable[[nn.Module, Ranks], nn.Module] | None
 
@@ -49,6 +50,28 @@ def parallelize(model: nn.Module, parallel: Parallel, ranks: Ranks, device: torc
 def reduces(model: nn.Module) -> bool:
     """Return whether torch reduces the model's gradients as a part of each backward, unless it is told not to."""
     return isinstance(model, DistributedDataParallel)
+
+
+def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
+    """Return a method of the model, which under a wrapper is called by way of the wrapper's forward.
+
+    Else torch wouldn't notice that there was one, and would reduce no gradients.
+    """
+    inner = unwrapped(model)
+    method: Callable[..., Any] = getattr(inner, name)
+    return method if inner is model else functools.partial(_call_within, model, inner, method)
+
+
+def _call_within(model: nn.Module, inner: nn.Module, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(*given: Any, **named: Any) -> Any:
+        del inner.forward  # its class's is what the method calls
+        return method(*given, **named)
+
+    inner.forward = forward
+    try:
+        return model(*args, **kwargs)
+    finally:
+        vars(inner).pop("forward", None)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

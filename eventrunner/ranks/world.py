@@ -7,6 +7,7 @@ made, on a control store of its own. With one process everything here answers at
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import socket
 import sys
@@ -131,7 +132,8 @@ class Ranks:
         found = self.gather(own)
         for rank, other in enumerate(found):
             if other != found[0]:
-                raise RankError(f"{what} is {found[0]!r} on rank 0 and {other!r} on rank {rank}; give all the same.")
+                first, second = _difference(found[0], other)
+                raise RankError(f"{what} is {first} on rank 0 and {second} on rank {rank}; give all ranks the same.")
 
 
 ALONE = Ranks()
@@ -199,6 +201,14 @@ def _open_beside_group() -> Any:
 def _local_rank() -> int | None:
     found = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
     return None if found is None else int(found)
+
+
+def _difference(one: Any, other: Any) -> tuple[str, str]:
+    """Return what differs, as text: of two lists the first items that do."""
+    if isinstance(one, list) and isinstance(other, list):
+        pairs = itertools.zip_longest(one, other, fillvalue="nothing more")
+        one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return str(one), str(other)
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

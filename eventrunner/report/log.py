@@ -69,14 +69,14 @@ class RunLog:
 
     Args:
         level: The least level that reaches stdout; the file has every level.
-        silent: Nothing reaches stdout at all (ranks other than the first).
+        rank: This process's number; of others than the first only errors reach stdout, with it.
     """
 
-    def __init__(self, level: str = "INFO", silent: bool = False) -> None:
+    def __init__(self, level: str = "INFO", rank: int = 0) -> None:
         if level not in LEVELS:
             near = did_you_mean(str(level).upper(), LEVELS)
             raise OptionError(f"log_level={level!r} is not one of {', '.join(LEVELS)}{near or '.'}")
-        self.threshold = logging.CRITICAL + 1 if silent else getattr(logging, level)
+        self.threshold = max(getattr(logging, level), logging.ERROR if rank else 0)
         self.aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         """Entered around what is written to stdout: what draws on the terminal steps aside."""
         self.on_failure: Callable[[OSError], None] | None = None
@@ -94,6 +94,8 @@ class RunLog:
             ],
             wrapper_class=_Logger,
         )
+        if rank:
+            self.logger = self.logger.bind(rank=rank)
 
     def open(self, path: Path) -> None:
         """Append to *path* from now on."""

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from eventrunner.bus.signature import where
 from eventrunner.errors import OptionError, listed
 from eventrunner.lanes.task import inert_kind
+from eventrunner.ranks.parallel import method_of
 
 __all__ = ["Step", "bind_step", "check_outputs", "check_step", "loss_of", "takes_optimizer"]
 
@@ -26,14 +28,14 @@ def takes_optimizer(step: Step) -> bool:
         return False
 
 
-def bind_step(function: Step | None, model: Any, method: str, **extra: Any) -> Step:
-    """``step(batch)`` from a function of model and batch, or from the model's own method.
+def bind_step(function: Step | None, model: nn.Module, method: str, **extra: Any) -> Step:
+    """Return ``step(batch)``, of a function of model and batch, or of the model's own method.
 
     ``functools.partial`` keeps the loop's frames out of the traceback of a failing model.
     """
     if function is not None:
         return functools.partial(function, model, **extra)
-    own: Step = getattr(model, method)
+    own = method_of(model, method)
     return functools.partial(own, **extra) if extra else own
 
 

@@ -23,6 +23,20 @@ from world import on_ranks  # isort: skip
 SAMPLES, BATCH = 50, 16
 
 
+class Stepping(nn.Module):
+    """Has a step of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs)
+
+    def train_step(self, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": (self(batch[0]) - batch[1]).square().mean()}
+
+
 def make(folder: Path, **changes: Any) -> Runner:
     """A run in float64 over ragged batches, three of 16 and one of 2."""
     torch.manual_seed(0)
@@ -245,12 +259,18 @@ class Loader:
 
 
 def refusal(folder: Path, what: str) -> str:
+    rank = join().rank
     changes: dict[str, Any] = {
+        "batches": {"train_dataloader": DataLoader(numbers(), 10 + 5 * rank)},
+        "end": {"train_cfg": {"max_epochs": 2 + rank}},
         "loader": {"train_dataloader": Loader()},
         "metric": {"val_evaluator": {"own": Own()}},
         "folder": {"work_dir": folder},
         "parallel": {"parallel": "dpp"},
-    }[what]
+    }.get(what, {})
+    if what == "model":
+        changes["model"] = nn.Linear(3, 1 + rank)
+        changes["optimizer"] = torch.optim.SGD(changes["model"].parameters(), lr=0.1)
     make(folder, **changes)
     return "made"
 
@@ -273,6 +293,11 @@ class Own:
          "that it gives each rank its own samples."),
         ("metric", "OptionError: val_evaluator 'own', a Own: with 2 processes it would be computed from the samples of "
          "each alone; use one of torchmetrics', whose compute() gathers all."),
+        ("batches", "RankError: the number of batches of the train_dataloader is 5 on rank 0 and 4 on rank 1; give all "
+         "ranks the same."),
+        ("end", "RankError: train_cfg is TrainSettings(by_epoch=True, maximum=2, val_begin=1, val_interval=1) on rank "
+         "0 and TrainSettings(by_epoch=True, maximum=3, val_begin=1, val_interval=1) on rank 1; give all ranks the "
+         "same."),
         ("parallel", "OptionError: parallel='dpp' must be 'auto', 'ddp', a dict with one of them as its type, a "
          "function of (model, ranks), or None; did you mean 'ddp'?"),
     ],
@@ -303,3 +328,22 @@ def test_a_loader_that_gives_each_rank_its_own_is_left_alone(tmp_path: Path) -> 
     first, second = on_ranks(2, own_samples, tmp_path / "run")
     assert {value for share in first for value in share} == {0.0}
     assert {value for share in second for value in share} == {3.0}
+
+
+def stepping(folder: Path) -> dict[str, Any]:
+    model = Stepping()
+    changes = {"model": model, "train_step": None, "optimizer": torch.optim.SGD(model.parameters(), lr=0.05)}
+    return trained(folder, changes)
+
+
+def test_a_models_own_step_is_reduced_too(tmp_path: Path) -> None:
+    """Though it is no forward of the wrapper's."""
+    first, second = on_ranks(2, stepping, tmp_path / "run")
+    assert first["weights"] == second["weights"], first
+
+
+def test_a_model_of_another_shape_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """Not after the group's half an hour."""
+    found = on_ranks(2, refusal, tmp_path / "run", "model")
+    assert found == ["RankError: a parameter of the model is weight (1, 3) on rank 0 and weight (2, 3) on rank 1; give "
+                     "all ranks the same."] * 2  # fmt: skip
