@@ -326,6 +326,7 @@ class CheckpointHook(Hook):
             hook.due = None
             asked.doomed += doomed
         try:
+            _gather_rng(runner)
             self._save(runner, name, asked)
         except BaseException:
             for hook, kept in asked.before:
@@ -334,8 +335,6 @@ class CheckpointHook(Hook):
 
     def _save(self, runner: Run, name: str, asked: _Asked, meta: dict[str, Any] | None = None) -> None:
         saver = runner.session.saver
-        if runner.distributed:
-            runner.session.rng_of_ranks = runner.ranks.gather(own_rng(runner))
         if saver is None:  # rank 0's part
             return
         self._asked[name] = asked
@@ -363,6 +362,8 @@ class CheckpointHook(Hook):
         self.best.best = {**before, **new}
         source = self.kept.last[1] if self.kept.last is not None and _is_saved(self, runner) else None
         try:
+            if source is None:
+                _gather_rng(runner)
             for metric, (score, name) in new.items():
                 old = [before[metric][1]] if metric in before and before[metric][1] != name else []
                 self.kept, doomed = self.kept.retire(old)
@@ -444,6 +445,12 @@ def _check_elsewhere(hook: CheckpointHook, runner: Run, folder: Path) -> None:
             f"CheckpointHook(out_dir={str(hook.out_dir)!r}): {folder} holds another run's checkpoints; choose "
             "another out_dir or work_dir."
         )
+
+
+def _gather_rng(runner: Run) -> None:
+    """Have what is about to be saved hold the generators of all ranks; each must come to it."""
+    if runner.distributed:
+        runner.session.rng_of_ranks = runner.ranks.gather(own_rng(runner))
 
 
 def _hooks_of(runner: Run) -> list[CheckpointHook]:

@@ -50,7 +50,8 @@ class LoggerHook(Hook):
     of the epoch that produced the row, from 1), then plain floats: the message hub's scalars, those that begin with
     ``val/`` or ``test/`` in the rows of validations and tests, and ``train/…`` and all others in those of intervals.
     The same rows go to receivers of ``on_log``. Losses, times and norms are means over the last *window_size*
-    iterations, the rest are current. Only here are tensors read, so a quiet iteration waits for no device.
+    iterations, the rest are current. With several ranks, values of a training are means over them. Only here are
+    tensors read, so a quiet iteration waits for no device.
 
     Rows are written in the background, and are on the disk before a save of the same step is committed. A line is
     written at once, on the training thread; that of a step which is being saved waits for the commit that it tells of.
@@ -134,6 +135,7 @@ class LoggerHook(Hook):
         """Cut the log back to where the run goes on (to nothing, where it begins afresh), and begin to draw."""
         if self._rows is not None and runner.resume:
             self._cut_back(runner, self._rows)
+        self._last_row = runner.ranks.broadcast(self._last_row)  # all write rows at the same steps
         self._epoch_began, self._planned = time.perf_counter(), runner.max_iters
         self._bar = Bar(runner)
         self._bar.start()
@@ -213,7 +215,7 @@ class LoggerHook(Hook):
                     self._events.write(row)
 
     def _log_interval(self, runner: Run, step: int) -> None:
-        scalars = self._scalars(runner, "train")
+        scalars = _over_ranks(runner, self._scalars(runner, "train"))
         self._last_row = step
         self._write_row(runner, scalars, step)
         self._warn_of_invalid(runner, scalars, step)
@@ -348,6 +350,17 @@ def _check_options(hook: LoggerHook) -> None:
 
 def _counted(word: str, done: int, total: int | None) -> str:
     return f"{word} {done}" if total is None else f"{word} {done:>{len(str(total))}}/{total}"
+
+
+def _over_ranks(runner: Run, scalars: dict[str, float]) -> dict[str, float]:
+    """Return the mean of each over the ranks that have it; with one rank, as they are."""
+    if not runner.distributed:
+        return scalars
+    found: dict[str, list[float]] = {}
+    for own in runner.ranks.gather(scalars):
+        for key, value in own.items():
+            found.setdefault(key, []).append(value)
+    return {key: math.fsum(values) / len(values) for key, values in found.items()}
 
 
 def _by_epoch(runner: Run) -> bool:

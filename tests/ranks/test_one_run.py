@@ -347,3 +347,34 @@ def test_a_model_of_another_shape_is_refused_on_every_rank(tmp_path: Path) -> No
     found = on_ranks(2, refusal, tmp_path / "run", "model")
     assert found == ["RankError: a parameter of the model is weight (1, 3) on rank 0 and weight (2, 3) on rank 1; give "
                      "all ranks the same."] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("interval", [1, -1])
+def test_the_best_is_marked_once_for_all_ranks(tmp_path: Path, interval: int) -> None:
+    """As a twin of the save at that step, or as one of its own."""
+    hooks = {"checkpoint": {"save_best": "error", "rule": "less", "interval": interval}}
+    first, second = on_ranks(2, trained, tmp_path / "run", {"default_hooks": hooks})
+    assert first["names"] == second["names"]
+    assert "best_error_epoch_2" in first["names"]
+    assert len(load_checkpoint(tmp_path / "run" / "best_error_epoch_2")["rng_of_ranks"]) == 2
+
+
+def test_rows_have_the_mean_over_ranks(tmp_path: Path) -> None:
+    """Of what each has logged of its own share."""
+    first, second = on_ranks(2, logged, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert first != second
+    assert found == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+
+
+def logged(folder: Path) -> list[float]:
+    """Train with a row at each iteration, and return this rank's own losses."""
+    runner, own = make(folder, default_hooks={"logger": {"interval": 1, "window_size": 1}}), list[float]()
+
+    @runner.on("after_train_iter")
+    def keep(outputs: Any) -> None:
+        own.append(outputs["loss"].item())
+
+    runner.train()
+    return own
