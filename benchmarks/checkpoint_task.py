@@ -186,7 +186,7 @@ class Ours:
 
     def save(self, task: Task, step: int) -> None:
         self.called = duration(lambda: setattr(self, "last", self.checkpointer.save(step)))
-        self.waited = -self.last.stall  # which goes on growing, by the wait before the optimizer's step
+        self.waited = -self.last.blocked  # which goes on growing, by the wait before the optimizer's step
 
     def before_step(self) -> None:
         """Return the optimizer waits by itself."""
@@ -194,7 +194,7 @@ class Ours:
     def finish(self) -> float:
         self.checkpointer.wait()
         shutil.rmtree(self.last.path)
-        self.waited += self.last.stall
+        self.waited += self.last.blocked
         return self.called + self.waited
 
 

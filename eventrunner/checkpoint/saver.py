@@ -68,8 +68,8 @@ class Save:
         mode: How the state was copied; ``link`` where the save is a twin of another.
         nbytes: The bytes of its files.
         requested: When it was asked for.
-        stall: How long the training thread was held up for it so far, the barriers included.
-        beside: Whether it was written beside the training.
+        blocked: How long the training thread was blocked by it so far, the barriers included.
+        background: Whether it was written in the background.
         began: When its writing began.
         ended: When it was committed, or had failed.
         path: Where it is, once it is committed.
@@ -82,8 +82,8 @@ class Save:
     mode: str
     nbytes: int = 0
     requested: float = field(default_factory=time.perf_counter)
-    stall: float = 0.0
-    beside: bool = False
+    blocked: float = 0.0
+    background: bool = False
     began: float = 0.0
     ended: float = 0.0
     path: Path | None = None
@@ -236,8 +236,8 @@ class Saver:
         save = Save(name, source.step, "sync", requested=requested)
         lazy = self._choose(save)
         self.wait_for_copies()  # the one before, if no step came between
-        beside = self._copy_beside if save.mode == "lazy" else None
-        snapshot = self._snapshots.take(tree, lazy=lazy, in_background=beside, verify=self.verify)
+        in_background = self._copy_in_background if save.mode == "lazy" else None
+        snapshot = self._snapshots.take(tree, lazy=lazy, in_background=in_background, verify=self.verify)
         facts: dict[str, Any] = {"step": save.step, "epoch": source.epoch, "tree_format": self.format}
         commit = functools.partial(self.store.commit, name, **facts)
         try:
@@ -248,7 +248,7 @@ class Saver:
         except BaseException:  # interrupted, or the lanes were closed meanwhile
             snapshot.release()
             raise
-        save.stall += time.perf_counter() - save.requested
+        save.blocked += time.perf_counter() - save.requested
         return save
 
     def link(self, name: str, source: str, *, meta: Mapping[str, Any] | None = None) -> Save:
@@ -261,7 +261,7 @@ class Saver:
         if all(each.name != source for each in self.pending):
             self.store.path(source)
         self._start(save, functools.partial(self.store.link, name, source, meta=dict(meta or {})))
-        save.stall += time.perf_counter() - save.requested
+        save.blocked += time.perf_counter() - save.requested
         return save
 
     def delete(self, name: str, after: Iterable[str] = ()) -> None:
@@ -288,7 +288,7 @@ class Saver:
         if copying is not None:
             save, snapshot = copying
             try:
-                save.stall += snapshot.wait()
+                save.blocked += snapshot.wait()
             finally:
                 # Not before: until then, nobody may write, whoever else asks, and even if the waiting is interrupted.
                 if self._copying is copying and (snapshot.copied or snapshot.failed):
@@ -346,7 +346,7 @@ class Saver:
         save.mode = "lazy" if lazy else "eager"
         return _addresses(stepped) if lazy else ()
 
-    def _copy_beside(self, copy: Callable[[], None]) -> None:
+    def _copy_in_background(self, copy: Callable[[], None]) -> None:
         assert self.lanes is not None  # the mode is lazy
         self.lanes.submit(self._copy_task, (copy,))
 
@@ -372,7 +372,7 @@ class Saver:
             finally:
                 self.collect()
             return
-        save.beside = True
+        save.background = True
         try:
             lanes.submit(self._write_task, (save, commit, before), origin=f"step {save.step}")
         except BaseException:

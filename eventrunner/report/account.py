@@ -76,12 +76,12 @@ class SaveAccount:
         done = list(saves)
         committed = [save for save in done if save.path is not None]
         writing = sum(save.ended - save.began for save in done)
-        exposed = waited + sum(save.ended - save.began for save in done if not save.beside)
+        exposed = waited + sum(save.ended - save.began for save in done if not save.background)
         return cls(
             saves=len(committed),
             failed=len(done) - len(committed),
             nbytes=sum(save.nbytes for save in committed),
-            blocked=sum(save.stall for save in done),
+            blocked=sum(save.blocked for save in done),
             writing=writing,
             to_committed=max((save.ended - save.requested for save in committed), default=0.0),
             hidden=max(0.0, 1.0 - exposed / writing) if writing else 0.0,
@@ -204,10 +204,10 @@ def _inline(spans: Iterable[InlineSpan]) -> Iterator[Mapping[str, Any]]:
 
 def _saves(saves: Iterable[Save]) -> Iterator[Mapping[str, Any]]:
     for save in saves:
-        facts = {"mode": save.mode, "step": save.step, "bytes": save.nbytes, "blocked": save.stall}
+        facts = {"mode": save.mode, "step": save.step, "bytes": save.nbytes, "blocked": save.blocked}
         yield _event(save.name, "save", 2, save.requested, save.ended, **facts)
-        if save.stall:
-            yield _event(f"blocked by {save.name}", "save", 1, save.requested, save.requested + save.stall)
+        if save.blocked:
+            yield _event(f"blocked by {save.name}", "save", 1, save.requested, save.requested + save.blocked)
 
 
 def _event(name: str, site: str, thread: int, began: float, ended: float, **facts: Any) -> Mapping[str, Any]:

@@ -71,7 +71,7 @@ class RunSource:
         if save.mode != "link":
             size = sum(file.stat().st_size for file in path.iterdir()) if path is not None and path.is_dir() else 0
             took, committed = save.ended - save.began, path is not None
-            self._count(committed=committed, failed=not committed, bytes=size, took=took, blocked=save.stall)
+            self._count(committed=committed, failed=not committed, bytes=size, took=took, blocked=save.blocked)
         if path is not None:
             self._run.call_hook("after_commit_checkpoint", path=path, step=save.step)
 

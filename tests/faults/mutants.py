@@ -212,8 +212,8 @@ _ORDER = (
     Mutant(
         "saves are told of when they are asked for",
         "checkpoint/saver.py",
-        "        save.beside = True\n        try:\n",
-        "        save.beside = True\n        save.path = self.store.folder / save.name\n"
+        "        save.background = True\n        try:\n",
+        "        save.background = True\n        save.path = self.store.folder / save.name\n"
         "        self._arrived.append(save)\n        self._deliver(self.collect)\n        try:\n",
         ("tests/test_runner_lanes.py::test_a_save_is_told_of_when_it_is_committed_and_not_before",),
     ),
