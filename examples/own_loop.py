@@ -40,5 +40,5 @@ with Checkpointer(args.folder, model=model, optimizer=optimizer, resume=args.res
 model.eval()
 images, labels = next(iter(DataLoader(test, len(test))))
 right = (model(images).argmax(1) == labels).float().mean().item()
-stall = max((save.blocked for save in ckpt.saves), default=0.0)
-print(f"accuracy {right:.4f}; {len(ckpt.saves)} saves held the loop up {stall * 1000:.2f} ms at most")
+blocked = max((save.blocked for save in ckpt.saves), default=0.0)
+print(f"accuracy {right:.4f}; {len(ckpt.saves)} saves held the loop up {blocked * 1000:.2f} ms at most")
