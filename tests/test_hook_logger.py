@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -256,6 +257,23 @@ def test_a_run_that_only_tests_has_its_rows(make: Callable[..., Runner], tmp_pat
     make(run=run).test()
     (row,) = rows(tmp_path / "run")
     assert (row["step"], row["epoch"]) == (0, 0)
+
+
+def test_an_epoch_under_way_has_lines_where_nobody_sees_the_bar(
+    make: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the rows after so many seconds without one, headed by the iteration; the epoch's own line is as ever."""
+    run = {"count": 4, "epochs": 1, "train_cfg": {"max_epochs": 1}, "log_level": "INFO"}
+    make(run=run, interval=2, line_every=1e-9).train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train/loss" in line]
+    headings = [heading for line in lines for heading in re.findall(r"[a-z]+ \d/\d", line)]
+    assert headings == ["iter 2/4", "iter 4/4", "epoch 1/1"]
+
+
+def test_thirty_seconds_of_an_epoch_are_silent(make: Callable[..., Runner], capsys: pytest.CaptureFixture[str]) -> None:
+    """By default: a short one has its own line alone."""
+    make(run={"count": 4, "epochs": 1, "train_cfg": {"max_epochs": 1}, "log_level": "INFO"}, interval=2).train()
+    assert capsys.readouterr().out.count("train/loss") == 1
 
 
 # Where they go

@@ -759,6 +759,15 @@ def test_a_terminal_that_knows_only_ascii_gets_plain_signs(
     assert "★" in Path("runs/a/log.txt").read_text(encoding="utf-8")
 
 
+def test_the_bar_has_the_loss_of_the_last_row(watched: Callable[..., Any], run: Callable[..., Runner]) -> None:
+    """Which is read anyway: an iteration without a row costs nothing more."""
+    runner = run(count=40, default_hooks={"logger": {"interval": 1}})
+    runner.on("after_train_epoch")(lambda: time.sleep(0.3))  # the bar is drawn eight times a second
+    with watched() as seen:
+        runner.train()
+    assert re.search(r"iter \d+/80  loss \d[\d.]*  ", seen.err)
+
+
 def test_the_bar_counts_without_a_length(watched: Callable[..., Any], run: Callable[..., Runner]) -> None:
     """A stream of batches has no end to reckon with, so there is no time left to show."""
 

@@ -6,19 +6,20 @@ import functools
 import importlib.util
 import math
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventrunner.checks import check_bools, check_folders, check_ints
+from eventrunner.checks import check_bools, check_folders, check_ints, check_seconds
 from eventrunner.errors import MissingExtraError, RunExistsError
 from eventrunner.hook import Hook
 from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
 from eventrunner.report.account import account_of
-from eventrunner.report.log import headed, shown, shown_path
+from eventrunner.report.log import headed, is_terminal, shown, shown_path
 from eventrunner.report.rows import EventLog, RowLog, ending, sync_rows, write_row
 from eventrunner.report.terminal import Bar, conclude, introduce
 from eventrunner.session.best import best_name
@@ -66,6 +67,8 @@ class LoggerHook(Hook):
         window_size: Iterations that a smoothed value is the mean of, at most 1,000.
         tensorboard: Also write event files; needs the extra ``tensorboard``.
         offload: Whether rows are written in the background; False writes them before the training goes on.
+        line_every: Seconds after which an epoch under way has a line of its own, headed by its iteration, where stdout
+            is no terminal: a cluster's log isn't silent for long. On a terminal there is the bar.
 
     Raises:
         OptionError: a value that can't be.
@@ -85,10 +88,11 @@ class LoggerHook(Hook):
         window_size: int = 10,
         tensorboard: bool = False,
         offload: bool = True,
+        line_every: float = 30.0,
     ) -> None:
         self.interval, self.ignore_last, self.window_size = interval, ignore_last, window_size
         self.out_dir, self.log_metric_by_epoch, self.tensorboard = out_dir, log_metric_by_epoch, tensorboard
-        self.offload = offload
+        self.offload, self.line_every = offload, line_every
         _check_options(self)
         self.out_dir = absolute(out_dir)
         name = type(self).__name__
@@ -106,7 +110,7 @@ class LoggerHook(Hook):
         self._last_row = -1
         self._invalid: set[str] = set()
         self._epoch_start = 0
-        self._began = self._epoch_began = time.perf_counter()
+        self._began = self._epoch_began = self._line_at = time.perf_counter()
         self._planned: int | None = None  # iterations, asked for once an epoch, as a loader may reckon its length anew
 
     def forget_run(self) -> None:
@@ -137,6 +141,7 @@ class LoggerHook(Hook):
             self._cut_back(runner, self._rows)
         self._last_row = runner.ranks.broadcast(self._last_row)  # all write rows at the same steps
         self._epoch_began, self._planned = time.perf_counter(), runner.max_iters
+        self._line_at = self._epoch_began
         self._bar = Bar(runner)
         self._bar.start()
 
@@ -217,11 +222,16 @@ class LoggerHook(Hook):
     def _log_interval(self, runner: Run, step: int) -> None:
         scalars = _over_ranks(runner, self._scalars(runner, "train"))
         self._last_row = step
+        if self._bar is not None:
+            self._bar.loss = scalars.get("train/loss")
         self._write_row(runner, scalars, step)
         self._warn_of_invalid(runner, scalars, step)
-        if not _by_epoch(runner):
+        if not _by_epoch(runner) or self._is_silent():
             shown = {key: value for key, value in scalars.items() if key.startswith("train/")}
-            self._begin_line(runner, shown, step)
+            self._begin_line(runner, shown, step, _counted("iter", step, self._planned))
+
+    def _is_silent(self) -> bool:
+        return time.perf_counter() - self._line_at >= self.line_every and not is_terminal(sys.stdout)
 
     def _warn_of_invalid(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
         """Say once of each loss that it is no number, as long as it isn't."""
@@ -246,7 +256,7 @@ class LoggerHook(Hook):
         if runner.mode == "train" and self._line:
             self._line.update(scalars)
         elif runner.mode == "train":
-            self._begin_line(runner, scalars, runner.iter)
+            self._begin_line(runner, scalars, runner.iter, self._heading(runner, runner.iter))
         else:
             took = time.perf_counter() - self._began
             line = headed(mode, *(f"{key} {shown(value)}" for key, value in scalars.items()), duration(took))
@@ -274,10 +284,10 @@ class LoggerHook(Hook):
         elif files:
             task.call(files, runner.end_for, *arguments)
 
-    def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int) -> None:
+    def _begin_line(self, runner: Run, scalars: Mapping[str, float], step: int, heading: str) -> None:
         """Begin a line that is no epoch's, and close it when what is deferred here, the saves, has been asked for."""
         self._close_line(runner)
-        self._line = {"event": self._heading(runner, step), "step": step, **scalars}
+        self._line = {"event": heading, "step": step, **scalars}
         runner.defer(lambda: runner.defer(lambda: self._close_line(runner), mutates=False), mutates=False)
 
     def _heading(self, runner: Run, step: int) -> str:
@@ -306,6 +316,7 @@ class LoggerHook(Hook):
             self._write_line(runner, self._held.popleft())
 
     def _write_line(self, runner: Run, fields: dict[str, Any]) -> None:
+        self._line_at = time.perf_counter()
         event, saved = fields.pop("event"), self._saves_of(fields) if self._saved else []
         line = self._in_columns(event, _cells(fields, saved), fill=_by_epoch(runner))
         names = {"saved": ",".join(saved)} if saved else {}
@@ -341,6 +352,7 @@ def _check_options(hook: LoggerHook) -> None:
     check_ints("LoggerHook", 1, _WINDOW, window_size=hook.window_size)
     names = ("ignore_last", "log_metric_by_epoch", "tensorboard", "offload")
     check_bools("LoggerHook", **{name: getattr(hook, name) for name in names})
+    check_seconds("LoggerHook", line_every=hook.line_every)
     if hook.out_dir is not None:
         check_folders("LoggerHook", out_dir=hook.out_dir)
     if hook.tensorboard and importlib.util.find_spec("tensorboard") is None:

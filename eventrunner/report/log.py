@@ -25,7 +25,7 @@ from structlog.processors import LogfmtRenderer
 
 from eventrunner.errors import OptionError, did_you_mean
 
-__all__ = ["RunLog", "drop_unwritten", "headed", "shown", "shown_path"]
+__all__ = ["RunLog", "drop_unwritten", "headed", "is_terminal", "shown", "shown_path"]
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
@@ -131,7 +131,7 @@ class RunLog:
             self.report_failure("stdout", ValueError("it is closed"))
             return
         try:
-            text = _encodable(line if _is_terminal(stream) else _piped(level, event), stream)
+            text = _encodable(line if is_terminal(stream) else _piped(level, event), stream)
             with self.aside():
                 stream.write(text + "\n")
                 stream.flush()
@@ -248,7 +248,8 @@ def _encodable(text: str, stream: Any) -> str:
     return text
 
 
-def _is_terminal(stream: Any) -> bool:
+def is_terminal(stream: Any) -> bool:
+    """Return whether somebody reads along."""
     return bool(stream.isatty()) if hasattr(stream, "isatty") else False
 
 

@@ -46,6 +46,7 @@ class Bar:
 
     def __init__(self, runner: Run) -> None:
         self._runner = runner
+        self.loss: float | None = None  # of the last row
         self._total, self._first, self._began = runner.max_iters, runner.iter, time.perf_counter()
         console = Console(file=sys.stderr, force_jupyter=False)  # the stream itself, not what will stand in for it
         wanted = runner.show_progress and runner.is_main
@@ -138,6 +139,7 @@ class Bar:
         epochs = runner.max_epochs or 1
         parts = [f"epoch {min(runner.epoch + 1, epochs)}/{epochs}"] if epochs > 1 else []
         parts.append(f"iter {done}" + ("" if total is None else f"/{total}"))
+        parts += [] if self.loss is None else [f"loss {shown(self.loss)}"]
         if done > self._first:
             parts.append(pace(each))
             parts += [] if total is None else [f"eta {clock(each * (total - done))}"]
