@@ -765,7 +765,7 @@ def test_the_bar_has_the_loss_of_the_last_row(watched: Callable[..., Any], run: 
     runner.on("after_train_epoch")(lambda: time.sleep(0.3))  # the bar is drawn eight times a second
     with watched() as seen:
         runner.train()
-    assert re.search(r"iter \d+/80  loss \d[\d.]*  ", seen.err)
+    assert re.search(r"iter \d+/80  loss \d[\d.e-]*  .* eta \d", seen.err)
 
 
 def test_the_bar_counts_without_a_length(watched: Callable[..., Any], run: Callable[..., Runner]) -> None:

@@ -134,7 +134,7 @@ class Bar:
         if loop is not None and loop.reloading is not None:
             self._began = time.perf_counter()  # the pace is that of the training
             again, used = loop.reloading
-            return _bar(again, used, f"loading used batches once more  {again}/{used}")
+            return self._bar(again, used, f"loading used batches once more  {again}/{used}")
         each = (time.perf_counter() - self._began) / max(done - self._first, 1)
         epochs = runner.max_epochs or 1
         parts = [f"epoch {min(runner.epoch + 1, epochs)}/{epochs}"] if epochs > 1 else []
@@ -143,13 +143,14 @@ class Bar:
         if done > self._first:
             parts.append(pace(each))
             parts += [] if total is None else [f"eta {clock(each * (total - done))}"]
-        return _bar(done, total, "  ".join(parts))
+        return self._bar(done, total, "  ".join(parts))
 
-
-def _bar(done: int, total: int | None, text: str) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row(ProgressBar(total=total, completed=done, width=24), Text(text, no_wrap=True))
-    return grid
+    def _bar(self, done: int, total: int | None, text: str) -> Table:
+        """Return the bar with a text, which has the room first."""
+        width = max(10, min(24, self._live.console.width - len(text) - 4))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(ProgressBar(total=total, completed=done, width=width), Text(text, no_wrap=True))
+        return grid
 
 
 class _Above:
