@@ -52,6 +52,7 @@ class Bar:
         wanted = runner.show_progress and runner.is_main
         # rich takes a pipe for a terminal where FORCE_COLOR says so, and a bar in a log is what nobody wants.
         self._shown = wanted and _is_terminal(sys.stderr) and console.is_terminal and not console.is_dumb_terminal
+        self._console = console
         self._live = Live(
             console=console,
             get_renderable=self._draw,
@@ -147,7 +148,7 @@ class Bar:
 
     def _bar(self, done: int, total: int | None, text: str) -> Table:
         """Return the bar with a text, which has the room first."""
-        width = max(10, min(24, self._live.console.width - len(text) - 4))
+        width = max(10, min(24, self._console.width - len(text) - 4))
         grid = Table.grid(padding=(0, 2))
         grid.add_row(ProgressBar(total=total, completed=done, width=width), Text(text, no_wrap=True))
         return grid
