@@ -25,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="what the tests in faults/ draw from (default: 0)")
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are marked are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs whole scripts, runs several ranks, or has a disk or a process fail, as slow, too."""
+    for item in items:
+        if item.path.parent.name in ("faults", "ranks") or item.path.stem in ("test_examples", "test_readme"):
+            item.add_marker("slow")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table of the tests in ``faults/``, if any were run."""
     rows = config.stash.get(_rows, [])

@@ -50,6 +50,7 @@ def message_of(error: type[Exception], act: Callable[[], Any]) -> str:
 
 
 @pytest.mark.parametrize("site", SITES)
+@pytest.mark.slow
 def test_a_slip_in_a_sites_name_is_an_error_with_the_right_name(bus: Bus, site: str) -> None:
     """Pitfall: MMEngine and its like never call what is misspelt, and nobody says so.
 

@@ -132,6 +132,7 @@ class TestFullDisk:
         assert (str(error), error.errno, error.needed, error.free) == ("full", errno.ENOSPC, 3, 2)
 
     @pytest.mark.skipif(not can_mount(), reason="needs leave to mount a file system of its own")
+    @pytest.mark.slow
     def test_a_disk_that_fills_up_meanwhile_is_told_of_and_left_as_it_was(self, tmp_path: Path) -> None:
         """A file system for nine files: whatever is saved beside the first fails; and once that is gone, works."""
         mount = 'mount -t tmpfs -o size=4m,nr_inodes=9 none "$1" && exec "$2" -c "$3" "$1/x" $4'
@@ -155,6 +156,7 @@ class TestFullDisk:
 
 @pytest.mark.skipif(not can_fail_calls(), reason="needs strace, and leave to use it")
 class TestSync:
+    @pytest.mark.slow
     def test_a_sync_that_failed_fails_the_save_and_is_not_tried_again(self, tmp_path: Path) -> None:
         """The kernel says it once, and after that that all is well. Of the folders above, then in the folder itself."""
         above = synced_above(tmp_path / "x")
@@ -166,6 +168,7 @@ class TestSync:
             "a 2",
         ]
 
+    @pytest.mark.slow
     def test_a_sync_that_fails_behind_the_commit_is_told_of(self, tmp_path: Path) -> None:
         """The last is that of the folder for the hint's name."""
         above = synced_above(tmp_path / "x")
@@ -196,6 +199,7 @@ class TestImage:
     @pytest.mark.parametrize("folder", [None, "/dev/shm"], ids=["disk", "memory"])
     @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 2**20 - 1, 2**20, 2**20 + 1, 2**25, 2**25 + 4096 + 7])
     @pytest.mark.parametrize("offset", [0, 1, 512], ids=["at a page", "odd", "at a sector"])
+    @pytest.mark.slow
     def test_every_byte_arrives_and_is_in_the_digest(
         self, tmp_path: Path, folder: str | None, size: int, offset: int
     ) -> None:

@@ -93,6 +93,7 @@ class TestSave:
         assert (manifest.step, manifest.epoch, manifest.meta) == (10, 1, {"reasons": ["interval"]})
         assert manifest.tensors == ()
 
+    @pytest.mark.slow
     def test_a_runs_whole_state_is_taken(self, make_runner: MakeRunner, store: Store) -> None:
         """With everything that has a state, after some training."""
         model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))

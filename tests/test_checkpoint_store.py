@@ -280,6 +280,7 @@ class TestFailingDisk:
         verify_checkpoint(store.folder / "a")
 
     @pytest.mark.skipif(not can_fail_calls(), reason="needs strace, and leave to use it")
+    @pytest.mark.slow
     def test_where_the_new_one_can_not_be_renamed_the_old_one_is_put_back(self, store: Store, saved: Path) -> None:
         """The second rename of a replacement fails; the first is undone."""
         script = (
@@ -1076,6 +1077,7 @@ class TestPackage:
 
         assert done.stdout == "epoch_1\n"
 
+    @pytest.mark.slow
     def test_saving_and_loading_need_no_numpy(self, tmp_path: Path) -> None:
         """With numpy out of reach, which torch itself would import if it could."""
         script = (
@@ -1127,6 +1129,7 @@ for seed in range(12):
 
 
 class TestKilled:
+    @pytest.mark.slow
     def test_whenever_a_process_is_killed_all_that_is_visible_is_whole(self, tmp_path: Path) -> None:
         """Twelve seeded moments in a loop of saves, replacements, twins and deletes; what was acknowledged is there."""
         done = subprocess.run([sys.executable, "-c", KILLS, tmp_path], capture_output=True, text=True, check=True)

@@ -72,6 +72,7 @@ def _seeded() -> None:
 
 
 @pytest.mark.parametrize("stop", range(1, 15))
+@pytest.mark.slow
 def test_a_loop_that_is_resumed_at_any_step_ends_as_if_it_had_gone_on(tmp_path: Path, stop: int) -> None:
     """Losses and weights to the bit, twice broken off, once with a save a step before the end."""
     whole = Loop().run(tmp_path / "whole")

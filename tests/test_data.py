@@ -556,6 +556,7 @@ def gone_on(position: DataPosition) -> DataPosition:
 
 
 @pytest.mark.parametrize("kind", [*TELLING, *COUNTING])
+@pytest.mark.slow
 def test_a_loader_with_a_state_goes_on_exactly(kind: str) -> None:
     """In a new loader, twice in a pass, at a pass's last batch and behind its end; what it draws globally too.
 
@@ -604,6 +605,7 @@ KINDS = ["a stateful iterable", "a home-made one", "workers"]
 @pytest.mark.parametrize(
     ("kind", "new"), [("a stateful dataset", False), *((kind, new) for kind in KINDS for new in (True, False))]
 )
+@pytest.mark.slow
 def test_a_batch_that_a_loader_gave_but_that_was_not_trained_on_comes_again(kind: str, new: bool) -> None:
     """The loader is one batch ahead of the training, in a new process or the same; also where it was resumed before."""
     make = TELLING[kind]

@@ -348,6 +348,7 @@ class TestTorchmetrics:
         with pytest.raises(OptionError, match=r"^metric 'accuracy' computed a tensor of shape \(2,\); it must reduce"):
             evaluator.evaluate()
 
+    @pytest.mark.slow
     def test_the_evaluator_does_not_import_it(self) -> None:
         """A process that only imports the module has no torchmetrics."""
         code = "import sys, eventrunner.training.evaluator; sys.exit('torchmetrics' in sys.modules)"

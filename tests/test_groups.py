@@ -102,6 +102,7 @@ def by_hand(model: Any, owned: dict[str, list[nn.Parameter]], order: Sequence[st
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize(("make", "order"), [(gan, "dg"), (gan, "gd"), (tasks, "ab"), (tasks, "ba")])
+@pytest.mark.slow
 def test_several_optimizers_train_as_a_loop_by_hand_does(
     make: Callable[[bool], Any], order: str, size: int, shared: bool, make_runner: MakeRunner
 ) -> None:
@@ -436,6 +437,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("step", [slope, slope_by_itself, slope_twice, slope_in_parts])
 @pytest.mark.parametrize("size", [2, 3, 4, 100])
 @pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.slow
 def test_the_last_group_steps_with_the_losses_that_it_has(
     loader: str, size: int, step: Callable[..., Any], make_runner: MakeRunner
 ) -> None:
@@ -509,6 +511,7 @@ def resumable(make_runner: MakeRunner, work: Path, **options: Any) -> Runner:
 @pytest.mark.parametrize("form", ["safetensors", "pth"])
 @pytest.mark.parametrize("stop", [1, 7, 16, 24])
 @pytest.mark.parametrize("sizes", [(2, 3), (1, 4)])
+@pytest.mark.slow
 def test_several_groups_are_resumed_exactly(
     sizes: tuple[int, int], stop: int, form: str, make_runner: MakeRunner, tmp_path: Path
 ) -> None:

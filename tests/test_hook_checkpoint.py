@@ -103,6 +103,7 @@ def scored(*scores: Any, epochs: int | None = None, **changes: Any) -> dict[str,
         (dict(max_keep_ckpts=1), 4, [4]),
     ],
 )
+@pytest.mark.slow
 def test_epochs_are_saved_at_the_interval(
     make: Callable[..., Runner], tmp_path: Path, hook: dict[str, Any], epochs: int, saved: list[int]
 ) -> None:
@@ -860,6 +861,7 @@ def test_a_resumed_run_that_saves_nothing_still_tells_where_its_last_save_is(
     ],
 )
 @pytest.mark.parametrize("template", [None, "e" * 78 + "{}"])
+@pytest.mark.slow
 def test_a_metrics_name_that_no_folder_can_have_is_shortened(
     make: Callable[..., Runner], tmp_path: Path, metric: str, template: str | None
 ) -> None:

@@ -118,6 +118,7 @@ class SlowError(MeanSquaredError):
     ],
     ids=["validation", "its metrics", "saving"],
 )
+@pytest.mark.slow
 def test_neither_validation_nor_saving_is_part_of_an_iteration(
     make_runner: MakeRunner, changes: dict[str, Any]
 ) -> None:

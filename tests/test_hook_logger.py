@@ -359,6 +359,7 @@ def test_without_tensorboard_there_are_no_event_files(make: Callable[..., Runner
     assert not (tmp_path / "b/tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_tensorboard_is_an_error_that_says_what_to_install(tmp_path: Path) -> None:
     """At construction, in an interpreter that has every package but that one."""
     site = Path(torch.__file__).parent.parent
@@ -457,6 +458,7 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
     ids=["midway", "epoch's end", "around a validation", "thrice", "while logging", "after the end"],
 )
 @pytest.mark.parametrize("end", [interrupted, killed])
+@pytest.mark.slow
 def test_broken_off_and_resumed_the_log_is_that_of_one_run(
     make_runner: MakeRunner, tmp_path: Path, end: Any, deaths: list[tuple[str, int]], changes: dict[str, Any]
 ) -> None:
@@ -495,6 +497,7 @@ def test_the_window_reaches_back_over_a_resume(make_runner: MakeRunner, tmp_path
     assert rows(tmp_path / "killed") == rows(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_training_on_in_one_process_repeats_no_row(make_runner: MakeRunner, tmp_path: Path) -> None:
     """A second train() after a stop appends; so it does where the first was itself resumed."""
     interrupted(make_runner, tmp_path / "straight")

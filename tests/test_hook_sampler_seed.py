@@ -89,6 +89,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], lis
 
 
 class TestTwoRanks:
+    @pytest.mark.slow
     def test_each_epoch_has_an_order_of_its_own(self, ranks: list[Any]) -> None:
         """Without the hook, all of them would be the first one's."""
         for _, (first, second, third) in ranks:

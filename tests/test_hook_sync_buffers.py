@@ -120,6 +120,7 @@ def pairs(ranks: list[dict[str, Record]], run: str, key: str) -> list[tuple[dict
 
 
 @pytest.mark.parametrize(("run", "place"), [("epochs", "epoch"), ("iters", "val")])
+@pytest.mark.slow
 def test_float_buffers_become_the_mean_of_both_ranks(ranks: list[dict[str, Record]], run: str, place: str) -> None:
     """After each epoch, and by iterations before each validation; equal on both, bit for bit."""
     before, after = pairs(ranks, run, f"{place}, before"), pairs(ranks, run, f"{place}, after")

@@ -1301,6 +1301,7 @@ def test_a_submitter_that_waits_for_room_when_the_lane_closes_is_told() -> None:
 
 
 @both_backends
+@pytest.mark.slow
 def test_jobs_run_in_a_process_of_their_lane(backend: str, tmp_path: Path) -> None:
     """One that dies or leaves is a failure, and the next job gets a process that lives; Ctrl-C does not reach them."""
     before, texts = threads(), {}

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FAILING = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -21,6 +23,7 @@ print("went on")
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_last_save_failed_doesnt_exit_with_0(tmp_path: Path) -> None:
     """Keras' Orbax callback swallowed it; here the last save of a run fails in its lane, with nothing left to train."""
     code = FAILING.format(tests=str(Path(__file__).parent))

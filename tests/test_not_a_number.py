@@ -80,6 +80,7 @@ def trained(make_runner: MakeRunner, *values: float, name: str = "score", **chan
         ("less", (NAN, INF, NAN), 2),
     ],
 )
+@pytest.mark.slow
 def test_an_infinity_is_a_score_and_a_nan_is_none(
     make_runner: MakeRunner, rule: str, values: tuple[float, ...], best: int
 ) -> None:

@@ -444,6 +444,7 @@ def record(dish: str) -> None:
     Path(dish).write_text(str(os.getpid()))
 
 
+@pytest.mark.slow
 def test_a_receiver_can_run_in_a_process_though_it_is_connected_by_a_decorator(day: Bus, tmp_path: Path) -> None:
     """A decorator is called before the function has its name, by which it is sent."""
     function = record

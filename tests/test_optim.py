@@ -131,6 +131,7 @@ class TestStep:
 
         assert called == [True]
 
+    @pytest.mark.slow
     def test_a_zero_grad_that_took_torchs_place_before_is_called(self) -> None:
         """Whether it was put there before or after this package was imported."""
         code = (

@@ -298,6 +298,7 @@ def test_the_order_goes_on_as_if_never_stopped(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["random", "numpy", "numpy's older kind", "numpy's Philox", "torch", "a sampler's state"]
 )
+@pytest.mark.slow
 def test_a_checkpoint_on_the_disk_holds_them(make_runner: MakeRunner, kind: str, form: str) -> None:
     """In both formats, where the states of all kinds of generators come back as they were."""
     hooks = {"logger": None, "checkpoint": {"format": form, "by_epoch": False, "interval": 3}}
@@ -632,6 +633,7 @@ def told_parts() -> dict[str, tuple[Any, Told]]:
 
 @pytest.mark.parametrize("kind", list(told_parts()))
 @pytest.mark.parametrize("cfg", [{"max_epochs": 3}, {"max_iters": 12}])
+@pytest.mark.slow
 def test_each_pass_announces_itself(make_runner: MakeRunner, kind: str, cfg: dict[str, int]) -> None:
     """By epochs and by iterations, to samplers, datasets and loaders; in a resumed run from its own pass on."""
 

@@ -84,6 +84,7 @@ def check_complete(folder: Path, *streams: str) -> None:
         assert len(said(folder, stream)) == 1
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
     """As behind ``| head -1``; also where the script prints, after a line of the run has failed."""
     script = write_script(tmp_path, "sys.stdin.read()")
@@ -105,6 +106,7 @@ def test_a_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path
     check_complete(tmp_path, "stdout")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_the_disk_below_its_output_is_full(tmp_path: Path) -> None:
     """And ends with 0, with nothing left for Python to write at exit."""
     with open("/dev/full", "wb") as full:
@@ -113,6 +115,7 @@ def test_a_training_goes_on_when_the_disk_below_its_output_is_full(tmp_path: Pat
     check_complete(tmp_path, "stdout")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_its_terminal_is_closed(tmp_path: Path) -> None:
     """Its lines and its bar go quiet, the latter as it is on no terminal any more."""
     master, slave = pty.openpty()
@@ -149,6 +152,7 @@ def test_a_training_goes_on_when_its_terminal_is_closed(tmp_path: Path) -> None:
     ],
     ids=["closed", "an error of its own", "hardly a stream"],
 )
+@pytest.mark.slow
 def test_a_training_goes_on_with_a_stream_that_nothing_can_be_written_to(
     tmp_path: Path, act: str, streams: tuple[str, ...]
 ) -> None:
@@ -168,6 +172,7 @@ BROKEN_TERMINAL = """
 """
 
 
+@pytest.mark.slow
 def test_a_bar_whose_terminal_fails_goes_quiet(tmp_path: Path) -> None:
     """The log's file says so, once."""
     script = write_script(tmp_path, "pass")
@@ -176,6 +181,7 @@ def test_a_bar_whose_terminal_fails_goes_quiet(tmp_path: Path) -> None:
     check_complete(tmp_path, "stderr")
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_closed_streams(tmp_path: Path) -> None:
     """No bar is drawn on them."""
     script = write_script(tmp_path, "pass")
@@ -199,6 +205,7 @@ LINKED = "(path := next(runner.work_dir.glob('tensorboard/*'))).unlink(); path.s
     ],
     ids=["log.txt", "log.jsonl", "log.jsonl at once", "tensorboard"],
 )
+@pytest.mark.slow
 def test_a_log_that_fails_ends_the_run_once_it_is_saved(tmp_path: Path, act: str, logger: str, checkpoint: str) -> None:
     """With all that was done until then, whatever is saved else; the error is raised."""
     ended = run(write_script(tmp_path, act, logger=logger, checkpoint=checkpoint), capture_output=True)

@@ -141,6 +141,7 @@ def test_a_child_of_a_metric_has_the_default_handlers(make_runner: MakeRunner, c
         (terminate_a_program, 1, "spawn"),
     ],
 )
+@pytest.mark.slow
 def test_a_child_of_a_dataset_has_the_default_handlers(
     make_runner: MakeRunner, call: Callable[[], Any], workers: int, method: str | None
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_child_of_a_dataset_has_the_default_handlers(
     assert seen == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_daemonic_child_doesnt_keep_the_interpreter(tmp_path: Path) -> None:
     """It is terminated at exit, after a signal to its parent as well."""
     done = script(
@@ -173,6 +175,7 @@ def test_a_daemonic_child_doesnt_keep_the_interpreter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("apart", [0.0, 0.4], ids=["at once", "when the run has ended"])
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGHUP"])
+@pytest.mark.slow
 def test_what_comes_within_a_second_is_one_request_until_the_process_exits(
     tmp_path: Path, second: str, apart: float
 ) -> None:
@@ -193,6 +196,7 @@ def test_what_comes_within_a_second_is_one_request_until_the_process_exits(
     assert Store(tmp_path / "run").names() == ["iter_1"]
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_run_has_ended_is_the_programs(tmp_path: Path) -> None:
     """It may have gone on, and a second later it isn't that request any more."""
     done = script(
@@ -225,6 +229,7 @@ def test_a_run_after_one_that_was_asked_to_end_can_be_asked_again(make_runner: M
 
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.slow
 def test_workers_that_are_left_end_with_the_interpreter(tmp_path: Path, method: str, persistent: bool) -> None:
     """In silence, though they outlast SIGTERM: also those of a pass that a failure has left, and one that hangs."""
     code = f"""
@@ -336,6 +341,7 @@ def test_a_run_that_was_asked_to_end_can_be_forgotten(make_runner: MakeRunner, n
     assert left() is None
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     """Whatever it waits for: here a save that hangs, for which nobody waits ten minutes."""
     done = script(

@@ -257,6 +257,7 @@ def test_a_site_without_receivers_is_none_to_a_loop() -> None:
     assert emitters.after_train_iter is None
 
 
+@pytest.mark.slow
 def test_a_quiet_iteration_leaves_nothing_behind_but_its_numbers(make_runner: MakeRunner) -> None:
     """Four floats, their places, and the moments of a few emissions, which are aggregated every so often."""
     grown: list[int] = []

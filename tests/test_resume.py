@@ -145,6 +145,7 @@ def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
     return VARIANTS[request.param]
 
 
+@pytest.mark.slow
 def test_from_every_iteration_twice_the_resumed_run_is_the_whole_one(tmp_path: Path, variant: dict[str, Any]) -> None:
     """Killed after any save and resumed, killed again three iterations later and resumed again: nothing differs."""
     whole = tmp_path / "whole"
@@ -169,6 +170,7 @@ def test_from_every_iteration_twice_the_resumed_run_is_the_whole_one(tmp_path: P
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("generator", [True, False])
 @pytest.mark.parametrize("by_epoch", [True, False])
+@pytest.mark.slow
 def test_with_worker_processes_it_is_the_same(tmp_path: Path, generator: bool, by_epoch: bool) -> None:
     """Two workers that prefetch; resumed midway in a pass."""
     options = {"generator": generator, "workers": 2, "by_epoch": by_epoch}
@@ -653,6 +655,7 @@ def _numpy_is_left_alone() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.slow
 def test_workers_that_persist_keep_the_order_of_the_data(tmp_path: Path, epoch: int) -> None:
     """Their loader draws a seed at its first pass alone: a new one, which joins at a later pass, must not shift it."""
     inputs = torch.arange(24.0).reshape(12, 2)
@@ -686,6 +689,7 @@ def test_workers_that_persist_keep_the_order_of_the_data(tmp_path: Path, epoch: 
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "the clock was put back"])
+@pytest.mark.slow
 def test_a_history_that_was_left_is_not_gone_on_with(make_runner: MakeRunner, tmp_path: Path, ahead: bool) -> None:
     """Taken back to an older checkpoint, the run that fails before its next save is resumed from there once more."""
     make_runner(epochs=4, default_hooks={}).train()

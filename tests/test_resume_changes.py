@@ -64,6 +64,7 @@ def thaw(runner: Runner) -> None:
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5])
 @pytest.mark.parametrize(("first", "then"), [(freeze, None), (freeze, thaw), (thaw, freeze)])
+@pytest.mark.slow
 def test_what_requires_gradients_is_part_of_the_state(
     make_runner: MakeRunner, first: Any, then: Any, stop: int
 ) -> None:
@@ -356,6 +357,7 @@ def trained(make_runner: MakeRunner, model: nn.Module, name: str, epochs: int = 
 
 @pytest.mark.parametrize("kind", RENAMED)
 @pytest.mark.parametrize("way", ["resume", "load_from", "load_from what fits"])
+@pytest.mark.slow
 def test_names_are_compared_behind_the_models_own_load_hooks(make_runner: MakeRunner, kind: str, way: str) -> None:
     """What torch would load is loaded, and the model is the one that was saved."""
     make = RENAMED[kind]
@@ -579,6 +581,7 @@ INDEXED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", INDEXED)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.slow
 def test_data_skip_loads_no_used_batch_and_keeps_the_order(make_runner: MakeRunner, tmp_path: Path, kind: str) -> None:
     """In the pass that is gone on with, and in the one after it; twice in a row."""
     options = {"batch_size": 2, **INDEXED[kind]}

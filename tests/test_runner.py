@@ -464,6 +464,7 @@ STOPS_AFTER = {
 
 @pytest.mark.parametrize("by_epoch", [True, False])
 @pytest.mark.parametrize("site", [*STOPS_AFTER, "after_train_epoch"])
+@pytest.mark.slow
 def test_a_stop_from_any_site_ends_the_training_and_a_second_train_goes_on(
     make_runner: MakeRunner, site: str, by_epoch: bool
 ) -> None:
@@ -686,6 +687,7 @@ Runner(
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_layer_in_a_script_shows_at_most_four_frames_of_ours(tmp_path: Path) -> None:
     """The traceback of a newcomer's slip is short, and ends in torch's own sentence."""
     script = tmp_path / "slip.py"
@@ -1052,6 +1054,7 @@ def test_a_runner_that_is_gone_leaves_nothing_on_the_bus(bus: Bus) -> None:
     assert len(bus.describe()) == 0
 
 
+@pytest.mark.slow
 def test_runs_that_are_gone_leave_as_many_objects_as_there_were(bus: Bus) -> None:
     """However many there have been: nothing is kept of each of them, on the bus or elsewhere."""
 

@@ -475,6 +475,7 @@ def test_a_published_copy_of_a_pth_has_its_digest_in_its_name(make_runner: MakeR
 # The end
 
 
+@pytest.mark.slow
 def test_one_deadline_holds_for_all_of_the_end(make_runner: MakeRunner) -> None:
     """However many things wait, a run with a job that hangs ends after it, with the job's name and all its sites."""
     gate = threading.Event()
@@ -516,6 +517,7 @@ def test_ctrl_c_while_waiting_gives_up_the_waiting_and_not_the_sites(make_runner
     assert any("interrupted while waiting" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.slow
 def test_a_writer_that_hangs_commits_nothing_once_the_folder_is_free(make_runner: MakeRunner, tmp_path: Path) -> None:
     """Another run may have begun in it by then."""
     gate, began = threading.Event(), threading.Event()
@@ -639,6 +641,7 @@ def preempted(
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("where", ["before_train_iter", "after_val_iter"])
+@pytest.mark.slow
 def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, where: str, name: str) -> None:
     """In a validation too, where others don't look for it; the exit code is 75, and nothing after train() is run."""
     done = preempted(tmp_path, where, name)
@@ -649,6 +652,7 @@ def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, where: str,
     assert step == (2 if where == "before_train_iter" else 6)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_preempted_goes_on_as_if_nothing_had_happened(make_runner: MakeRunner, tmp_path: Path) -> None:
     """The log of both parts is that of one."""
     preempted(tmp_path, "before_train_iter")
@@ -706,6 +710,7 @@ def test_a_signal_at_the_very_end_isnt_lost(make_runner: MakeRunner, site: str) 
     assert runner.progress.step == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_on_its_disk_ends_within_the_grace(make_runner: MakeRunner) -> None:
     """With an error, as what was asked for isn't saved."""
     gate = threading.Event()
@@ -742,6 +747,7 @@ Runner()
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_doesnt_train_in_its_workers_too(tmp_path: Path) -> None:
     """The error names the guard; where the script is imported by a worker there is no second run."""
     code = UNGUARDED.replace("with bus", "import sys\nif __name__ == '__mp_main__':\n    Runner()\nwith bus")
@@ -760,12 +766,14 @@ def test_a_script_without_a_main_guard_doesnt_train_in_its_workers_too(tmp_path:
     assert "if __name__ == '__main__':" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_test_is_preempted_too(tmp_path: Path) -> None:
     """There is nothing to save; the code is the same."""
     done = preempted(tmp_path, "before_test_iter")
     assert (done.returncode, "went on" in done.stdout) == (75, False), done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_signal_twice_within_a_second_is_one_request(tmp_path: Path) -> None:
     """A scheduler and a launcher both send it."""
     done = preempted(tmp_path, "before_train_iter", times=2)
@@ -773,6 +781,7 @@ def test_the_same_signal_twice_within_a_second_is_one_request(tmp_path: Path) ->
     assert verify_checkpoint(tmp_path / "run" / Store(tmp_path / "run").names()[-1]).step == 8
 
 
+@pytest.mark.slow
 def test_a_signal_a_second_after_the_first_ends_the_process_at_once(tmp_path: Path) -> None:
     """The last committed checkpoint is what there is, and it verifies."""
     done = preempted(tmp_path, "before_train_iter", times=2, apart=1.1)

@@ -173,6 +173,7 @@ def accumulated(model: nn.Module, batch: Any, optim_wrapper: OptimWrapperDict) -
 @both_formats
 @pytest.mark.parametrize("step", [by_hand, accumulated])
 @pytest.mark.parametrize("end", [2, 4, 5])
+@pytest.mark.slow
 def test_sparse_gradients_are_saved_and_resumed(
     make_runner: MakeRunner, tmp_path: Path, tree_format: str, step: Callable[..., Any], end: int
 ) -> None:

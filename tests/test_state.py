@@ -131,6 +131,7 @@ def test_the_generators_of_gpus_are_put_back() -> None:
     assert [torch.rand((), device=f"cuda:{index}").item() for index in range(torch.cuda.device_count())] == first
 
 
+@pytest.mark.slow
 def test_stateful_is_what_has_both_methods() -> None:
     """Told by duck type: torch's modules and our wrappers are, a plain object isn't."""
     assert isinstance(torch.nn.Linear(1, 1), Stateful)

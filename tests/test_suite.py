@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_installed_beside_disturbs_no_test(tmp_path: Path) -> None:
     """One that warns as it is loaded, as pytest-asyncio does, where a warning is an error."""
     (tmp_path / "loud.py").write_text("import warnings\n\ndef pytest_configure():\n    warnings.warn('loud')\n")

@@ -281,6 +281,7 @@ def paths_in(text: str) -> set[str]:
 # A script, as people run it
 
 
+@pytest.mark.slow
 def test_a_script_on_a_terminal_reads_like_this(tmp_path: Path) -> None:
     """No warning (they are errors here), lines on stdout, the bar on stderr, which it leaves empty."""
     seen = run_script(tmp_path, out=True, err=True, columns=80)
@@ -297,6 +298,7 @@ def test_a_script_on_a_terminal_reads_like_this(tmp_path: Path) -> None:
     assert lines == [line for line in seen.out.splitlines()[2:] if not line.startswith("a line")]
 
 
+@pytest.mark.slow
 def test_a_script_in_a_pipe_reads_like_this(tmp_path: Path) -> None:
     """The UTC time first, then pairs with plain values; nothing on stderr; nothing that moves a cursor."""
     seen = run_script(tmp_path, out=False, err=False)
@@ -308,6 +310,7 @@ def test_a_script_in_a_pipe_reads_like_this(tmp_path: Path) -> None:
     assert all((tmp_path / path).exists() for path in paths_in(seen.out))
 
 
+@pytest.mark.slow
 def test_with_stdout_piped_away_the_bar_stays_on_the_terminal(tmp_path: Path) -> None:
     """As under ``| tee log``: the log is clean, and the person still sees how it goes."""
     seen = run_script(tmp_path, out=False, err=True)
@@ -317,6 +320,7 @@ def test_with_stdout_piped_away_the_bar_stays_on_the_terminal(tmp_path: Path) ->
     assert without_bar(seen.err)
 
 
+@pytest.mark.slow
 def test_an_interrupted_script_says_so_and_dies_of_it(tmp_path: Path) -> None:
     """SIGINT in the middle of an epoch: the bar is gone, files are closed, and the shell learns of the signal."""
     script = SCRIPT.replace("max_epochs=9", "max_epochs=10**6").replace("runner.stop(", "runner.logger.info(")
@@ -348,6 +352,7 @@ def test_an_interrupted_script_says_so_and_dies_of_it(tmp_path: Path) -> None:
 # Within this process, on terminals of its own
 
 
+@pytest.mark.slow
 def test_a_line_of_any_kind_of_output_appears_intact_above_the_bar(
     watched: Callable[..., Any], run: Callable[..., Runner]
 ) -> None:

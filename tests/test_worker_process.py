@@ -158,6 +158,7 @@ def test_a_script_of_a_package_is_refused_where_it_imports_relatively(tmp_path: 
     ],
     ids=["the script's own", "built-in", "not found", "import fails", "import exits", "import trains"],
 )
+@pytest.mark.slow
 def test_the_error_is_the_workers_own(tmp_path: Path, top: str, receiver: str, shown: list[str]) -> None:
     """Of the call, of finding it, or of running the script, each with its type and text."""
     eat = f"def eat(dish):\n    {receiver}\n{top}"
@@ -176,6 +177,7 @@ def test_a_call_that_is_not_found_leaves_the_next_one_alone(tmp_path: Path) -> N
     assert (tmp_path / "dish").read_text() == "eaten"
 
 
+@pytest.mark.slow
 def test_a_receiver_in_a_process_has_the_view_of_its_run(tmp_path: Path) -> None:
     """As in a thread: numbers and names, as they were."""
     code = """
