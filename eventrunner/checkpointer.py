@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -29,16 +30,21 @@ from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExist
 from eventrunner.files.lock import FolderLock
 from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import StopRequest, preemptible
+from eventrunner.ranks.deal import Deal, deal
+from eventrunner.ranks.parallel import unwrapped
+from eventrunner.ranks.world import ALONE, join
+from eventrunner.session.resume import chosen
 from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
 from eventrunner.training.position import DataPosition
-from eventrunner.training.state import Stateful, check_initialized, rng_state, set_rng_state
+from eventrunner.training.state import Stateful, check_initialized, rng_state, seeded_rng, set_rng_state
 from eventrunner.training.weights import load_model, same_names
 from eventrunner.training.workers import shielded_workers
 
 __all__ = ["Checkpointer"]
 
-_RESERVED = ("meta", "rng", "data", "gradients", "state_dict")
+_RESERVED = ("meta", "rng", "rng_of_ranks", "data", "gradients", "state_dict")
+_OPTIONAL = ("gradients", "rng_of_ranks")
 
 
 class Checkpointer:
@@ -49,6 +55,10 @@ class Checkpointer:
     weights are written to in another way. A save that failed raises at the next step, batch or save, and at the latest
     when the block is left, which waits for all saves. SIGTERM, SIGUSR1 and SIGHUP end the loop at the next batch of
     :meth:`batches`, with a save, by ``SystemExit`` with code 75; so does the first Ctrl-C, by KeyboardInterrupt.
+
+    With several ranks (a group that the script has made, or ``eventrunner.join()``), every one of them has a
+    Checkpointer and calls the same: rank 0 writes, a plain ``DataLoader`` is dealt out, and each rank's generators are
+    saved and put back. Multiply the loss by :attr:`weight` where a batch can't be divided evenly.
 
     Args:
         folder: Where the checkpoints go, each a folder ``step_<n>``. One process writes to it at a time.
@@ -97,6 +107,8 @@ class Checkpointer:
         self._word: list[StopRequest] = []
         self._saver = self._source.saver = Saver(Store(self.folder), self._source, mode=mode, format=format)
         self._lanes = Lanes(deadline=deadline)
+        self._ranks = ALONE
+        self._dealt: tuple[Any, Any] | None = None  # the last loader, and that of this rank's shares
         self._stack = contextlib.ExitStack()
 
     @property
@@ -126,11 +138,9 @@ class Checkpointer:
         if self._entered:
             raise OptionError("a Checkpointer's with block was entered a second time; make a new one.")
         self._entered = True
-        if not self.resume and self._saver.store.names():
-            raise RunExistsError(f"{self.folder} has checkpoints; pass resume=True, or choose another folder.")
+        self._ranks = join()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(FolderLock(self.folder))
-            self._saver.store.clean()
+            self._ranks.on_main(functools.partial(self._take_folder, stack))
             self._load()
             check_tree(self._source.state(), self._saver.format)
             stack.callback(self._saver.collect)
@@ -143,6 +153,12 @@ class Checkpointer:
             stack.enter_context(shielded_workers())
             self._stack = stack.pop_all()
         return self
+
+    def _take_folder(self, stack: contextlib.ExitStack) -> None:
+        if not self.resume and self._saver.store.names():
+            raise RunExistsError(f"{self.folder} has checkpoints; pass resume=True, or choose another folder.")
+        stack.enter_context(FolderLock(self.folder))
+        self._saver.store.clean()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -170,6 +186,7 @@ class Checkpointer:
             set_rng_state(self._rng)  # what has been drawn since the block was entered doesn't count
             self._rng = None
         self._check_open("batches()")
+        loader = self._share_of(loader)
         caveat = self._position.caveat(loader) if self._resumed else None
         self._resumed = False
         if caveat is not None:
@@ -184,6 +201,21 @@ class Checkpointer:
             if self._word:
                 self._end()
 
+    @property
+    def weight(self) -> float:
+        """What the loss of the batch under way is to be multiplied by: 1.0, unless ranks have unequal shares of it."""
+        sampler = getattr(self._dealt[1], "batch_sampler", None) if self._dealt is not None else None
+        return float(sampler.weights[self._position.consumed]) if isinstance(sampler, Deal) else 1.0
+
+    def _share_of(self, loader: Any) -> Any:
+        """Return the loader of this rank's shares, the same for the same *loader*."""
+        if self._dealt is None or self._dealt[0] is not loader:
+            self._dealt = loader, deal("loader", loader, self._ranks, 0)
+        sampler = getattr(self._dealt[1], "batch_sampler", None)
+        if isinstance(sampler, Deal):
+            sampler.set_epoch(self._position.passes)
+        return self._dealt[1]
+
     def save(self, step: int | None = None, *, every: int = 1, **meta: Any) -> Save | None:
         """Save the state as it is now; to be called after the optimizer's step.
 
@@ -193,7 +225,8 @@ class Checkpointer:
             **meta: Anything to note in the manifest; plain JSON.
 
         Returns:
-            The save, which is committed when its ``path`` is set; None where none was due.
+            The save, which is committed when its ``path`` is set; None where none was due, and on other ranks than 0,
+            which must call it all the same.
 
         Raises:
             OptionError: outside of the ``with`` block, or a number that can't be.
@@ -211,9 +244,15 @@ class Checkpointer:
         self._lanes.check()
         if self._word:
             self._end()
-        return None if self.step % every else self._save(meta)
+        if self.step % every:
+            return None
+        if self._ranks.several:
+            self._source.rng_of_ranks = self._ranks.gather(rng_state())
+        return self._save(meta)
 
-    def _save(self, meta: Mapping[str, Any]) -> Save:
+    def _save(self, meta: Mapping[str, Any]) -> Save | None:
+        if not self._ranks.is_main:
+            return None
         name, source, before = f"step_{self.step}", self._source, self._source.retention
         source.plan(name)
         try:
@@ -257,6 +296,7 @@ class Checkpointer:
 
     def _end(self) -> None:
         asked = self._word.pop()
+        self._source.rng_of_ranks = None  # a signal may reach the ranks at different batches
         self._save({})
         asked.answer()
 
@@ -265,7 +305,7 @@ class Checkpointer:
         if self.resume is not True:
             path = Path(self.resume) if self.resume else None
             return Found(path, (), None if path is None else load_checkpoint(path))
-        found = find_newest(self.folder, read=load_checkpoint)
+        found = chosen(self._ranks, lambda: find_newest(self.folder, read=load_checkpoint))
         for path, reason in found.rejected:
             warnings.warn(f"checkpoint {path} is not used: {reason}", RuntimeWarning, stacklevel=4)
         return found
@@ -277,8 +317,20 @@ class Checkpointer:
             return
         self._source.load(path, saved)
         self._resumed = True
-        self._rng = saved["rng"]
+        self._rng = self._rng_of(saved)
         set_rng_state(self._rng)
+
+    def _rng_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the generators' states of this rank; new ones where another number of ranks has saved."""
+        states: list[dict[str, Any]] = saved.get("rng_of_ranks", [saved["rng"]])
+        if len(states) == self._ranks.world:
+            return states[self._ranks.rank]
+        if self._ranks.is_main:
+            text = (
+                f"the checkpoint has the generators of {len(states)} ranks, not {self._ranks.world}: they begin afresh"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        return seeded_rng(self.step * self._ranks.world + self._ranks.rank)
 
 
 class _Source:
@@ -294,7 +346,8 @@ class _Source:
         gradients: bool,
         keep: int,
     ) -> None:
-        self.model, self.optimizer, self.parts, self.gradients = model, optimizer, parts, gradients
+        self.model, self.optimizer, self.parts, self.gradients = unwrapped(model), optimizer, parts, gradients
+        self.rng_of_ranks: list[dict[str, Any]] | None = None
         self.keep, self.retention = keep, Retention()
         self.position, self.step = DataPosition(), 0
         self._planned: dict[str, tuple[Retention, list[str]]] = {}  # by name: what was kept before, what may go after
@@ -334,6 +387,8 @@ class _Source:
             "rng": rng_state(),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
+        if self.rng_of_ranks is not None:
+            state["rng_of_ranks"] = self.rng_of_ranks
         if self.gradients:
             named = self.model.named_parameters()
             state["gradients"] = {name: each.grad for name, each in named if each.grad is not None}
@@ -351,8 +406,8 @@ class _Source:
         Raises:
             ResumeError: it is of something else; nothing is changed.
         """
-        ours = {key: None for key in self.state() if key != "gradients"}
-        same_names("parts", ours, {key: None for key in saved if key != "gradients"})
+        ours = {key: None for key in self.state() if key not in _OPTIONAL}
+        same_names("parts", ours, {key: None for key in saved if key not in _OPTIONAL})
         if saved["meta"]["optimizers"] != self._kinds():
             raise ResumeError(
                 f"{path} was saved with {listed(saved['meta']['optimizers'])} and is to be loaded into "

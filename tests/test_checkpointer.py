@@ -431,7 +431,8 @@ def test_parts_must_be_the_same_on_resume(tmp_path: Path) -> None:
         (
             {"meta": nn.Linear(1, 1)},
             ArgumentError,
-            "Checkpointer(meta=…): meta, rng, data, gradients, state_dict are its own; choose another keyword.",
+            "Checkpointer(meta=…): meta, rng, rng_of_ranks, data, gradients, state_dict are its own; choose another "
+            "keyword.",
         ),
         (
             {"shceduler": 3},

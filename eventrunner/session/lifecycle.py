@@ -15,7 +15,7 @@ from eventrunner.lanes.signals import StopRequest, preemptible
 from eventrunner.report.account import write_trace
 from eventrunner.report.log import shown_path
 from eventrunner.run import Run
-from eventrunner.session.resume import changed_counts, left_out, restore
+from eventrunner.session.resume import changed_counts, chosen, left_out, restore
 from eventrunner.session.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
 from eventrunner.training.state import set_rng_state
 from eventrunner.training.weights import load_model, load_what_fits, shortened
@@ -289,14 +289,8 @@ def _found(run: Run) -> Found:
     if run.resume is not True:
         path = Path(run.resume) if run.resume else None
         return Found(path, (), None if path is None else load_checkpoint(path))
-    chosen: list[Found] = []
-
-    def choose() -> Path | None:
-        chosen.append(find_newest(run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint))
-        return chosen[0].path
-
-    path = run.ranks.on_main(choose)
-    found = chosen[0] if chosen else Found(path, (), None if path is None else load_checkpoint(path))
+    find = functools.partial(find_newest, run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint)
+    found = chosen(run.ranks, find)
     for path, reason in found.rejected:
         run.logger.warning("checkpoint not used", path=path, reason=str(reason))
     if found.path is None:

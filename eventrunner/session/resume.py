@@ -7,10 +7,13 @@ an error that says where they differ; a hook or a scheduler may come or go, whic
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from eventrunner.checkpoint import Found, load_checkpoint
 from eventrunner.errors import ResumeError, listed
+from eventrunner.ranks.world import Ranks
 from eventrunner.run import Run
 from eventrunner.session.saves import kinds_of, stateful_hooks
 from eventrunner.training.optim import OptimWrapper
@@ -19,7 +22,22 @@ from eventrunner.training.schedule import Schedule, begin_schedules
 from eventrunner.training.state import seeded_rng
 from eventrunner.training.weights import INSTEAD, check_weights, same_names, shortened
 
-__all__ = ["changed_counts", "left_out", "restore"]
+__all__ = ["changed_counts", "chosen", "left_out", "restore"]
+
+
+def chosen(ranks: Ranks, find: Callable[[], Found]) -> Found:
+    """Return the checkpoint that rank 0 finds, read; the others read the one that it has chosen.
+
+    All ranks must call it, with a *find* that reads.
+    """
+    own: list[Found] = []
+
+    def choose() -> Path | None:
+        own.append(find())
+        return own[0].path
+
+    path = ranks.on_main(choose)
+    return own[0] if own else Found(path, (), None if path is None else load_checkpoint(path))
 
 
 def left_out(checkpoint: Mapping[str, Any]) -> set[str]:
