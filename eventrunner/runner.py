@@ -45,6 +45,7 @@ from eventrunner.session.settings import (
     Sources,
     Training,
     check_model,
+    check_parameters,
     compile_options,
     parse_evaluation,
 )
@@ -163,8 +164,7 @@ class Runner:
         self._init_evaluation((val_dataloader, test_dataloader), (val_evaluator, test_evaluator))
         parts = {"train_dataloader": train_dataloader, "train_cfg": train_cfg, "train_step": train_step}
         parts.update(optimizer=optimizer, optim_wrapper=optim_wrapper, param_scheduler=param_scheduler)
-        self._init_training(Training.parse(self.model, self.val_evaluator, parts))
-        self.model = parallelize(self.model, parallel, self.ranks, self.device)
+        self._init_training(Training.parse(self.model, self.val_evaluator, parts), parallel)
         self._init_randomness(chance)
         self.register_hooks(default_hooks, custom_hooks)
         self._begin_in(folder, compiled)
@@ -210,7 +210,7 @@ class Runner:
         self.val_loop = EvalLoop.of(self, "val", loaders[0], self.val_evaluator)
         self.test_loop = EvalLoop.of(self, "test", loaders[1], self.test_evaluator)
 
-    def _init_training(self, training: Training | None) -> None:
+    def _init_training(self, training: Training | None, parallel: Parallel) -> None:
         self.optim_wrapper: Any = None
         self.param_schedulers: Any = []
         self.train_loop: EpochBasedTrainLoop | IterBasedTrainLoop | None = None
@@ -223,6 +223,9 @@ class Runner:
             for argument, remark in training.remarks:
                 self.logger.warning(argument, reason=remark)
             self._check_ranks(training)
+        self.model = parallelize(self.model, parallel, self.ranks, self.device)
+        if callable(parallel):  # fully_shard puts others in the place of the parameters
+            check_parameters(self.model, (wrapper.optimizer for _, wrapper in self.optim_wrappers))
 
     def _check_ranks(self, training: Training) -> None:
         """Refuse what isn't the same on all ranks, whose collectives would wait for each other for ever."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
@@ -378,3 +379,29 @@ def logged(folder: Path) -> list[float]:
 
     runner.train()
     return own
+
+
+def sharded(folder: Path, by_runner: bool) -> None:
+    """Shard the model, before its optimizer is made or after."""
+    join()
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 1)).double()
+    if by_runner:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        make(folder, model=model, optimizer=optimizer, parallel=lambda model, ranks: fully_shard(model)).train()
+    else:
+        fully_shard(model)
+        make(folder, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.05)).train()
+
+
+def test_an_optimizer_of_parameters_that_were_replaced_is_refused(tmp_path: Path) -> None:
+    """It would train nothing."""
+    found = on_ranks(2, sharded, tmp_path / "run", True)
+    assert found[0] == found[1]
+    assert found[0].startswith("OptionError: 4 of the 4 parameters of SGD are not those of FSDPSequential")
+
+
+def test_a_sharded_model_is_refused_before_the_first_batch_as_it_cant_be_saved(tmp_path: Path) -> None:
+    """Not after an epoch."""
+    found = on_ranks(2, sharded, tmp_path / "run", False)
+    assert found[0] == found[1]
+    assert "is a DTensor, which a checkpoint can't hold" in found[0]

@@ -1,4 +1,4 @@
-"""Real launches by torchrun: a rank that is killed, and the attempt that goes on."""
+"""Real launches by torchrun: a script as it is, a rank that is killed, and the attempt that goes on."""
 
 from __future__ import annotations
 
@@ -61,3 +61,18 @@ def test_a_rank_that_is_killed_costs_nothing(tmp_path: Path, killed: str) -> Non
     assert (tmp_path / "cut-killed").exists()
     first, second = (load_checkpoint(tmp_path / name / "iter_15")["state_dict"] for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_example_is_one_run_under_a_launcher_too(tmp_path: Path) -> None:
+    """Unchanged: one folder, one log, each line once, and it learns."""
+    script = Path(__file__).parents[2] / "examples" / "train_digits.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(script), "--epochs", "3"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs" / "train_digits").iterdir()) == ["001", "latest"]
+    assert [line.count(" event=completed ") for line in done.stdout.splitlines()].count(1) == 1
+    (test,) = [line for line in done.stdout.splitlines() if " event=test " in line]
+    assert float(test.partition("test/accuracy=")[2].split()[0]) > 0.9
