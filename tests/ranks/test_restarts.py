@@ -67,10 +67,9 @@ def test_an_example_is_one_run_under_a_launcher_too(tmp_path: Path) -> None:
     """Unchanged: one folder, one log, each line once, and it learns."""
     script = Path(__file__).parents[2] / "examples" / "train_digits.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(script), "--epochs", "3"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(script), "--epochs", "3"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "runs" / "train_digits").iterdir()) == ["001", "latest"]
     assert [line.count(" event=completed ") for line in done.stdout.splitlines()].count(1) == 1
