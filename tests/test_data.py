@@ -556,7 +556,6 @@ def gone_on(position: DataPosition) -> DataPosition:
 
 
 @pytest.mark.parametrize("kind", [*TELLING, *COUNTING])
-@pytest.mark.slow
 def test_a_loader_with_a_state_goes_on_exactly(kind: str) -> None:
     """In a new loader, twice in a pass, at a pass's last batch and behind its end; what it draws globally too.
 
