@@ -14,6 +14,7 @@
     │   ├── LaneFullError             it has as many jobs as it may have
     │   └── LaneTimeoutError          its jobs weren't finished in time           (TimeoutError)
     ├── RankError                 processes that can't run as one               (RuntimeError)
+    │   └── RankFailedError           another of them has failed
     └── CheckpointError           a checkpoint that can't be written or read    (RuntimeError)
         ├── CheckpointNotFoundError                                             (FileNotFoundError)
         ├── CorruptCheckpointError    its bytes are not those that were committed
@@ -51,6 +52,7 @@ __all__ = [
     "OptionError",
     "Preempted",
     "RankError",
+    "RankFailedError",
     "ResumeError",
     "RunExistsError",
     "SignatureError",
@@ -130,6 +132,10 @@ class LaneTimeoutError(LaneError, TimeoutError):
 
 class RankError(EventRunnerError, RuntimeError):
     """The processes of a run can't be one: they didn't meet, or were given different things."""
+
+
+class RankFailedError(RankError):
+    """Another process of the run has failed; the message says which, where and of what, a note has its traceback."""
 
 
 class CheckpointError(EventRunnerError, RuntimeError):

@@ -417,21 +417,18 @@ class Runner:
     def stop(self, reason: str = "stopped") -> None:
         """Stop training after the iteration under way; the run is left as it would be at its end.
 
+        Any rank may ask; of several, all stop after the same iteration, which may be one or two later.
+
         Raises:
             OptionError: the reason is one of those that say how a run ended by itself.
         """
         self.session.stop(reason, sys._getframe(1))  # noqa: SLF001  # who stopped it is worth a line at the end
-        self._stop_training()
 
     def end_for(self, error: OSError) -> None:
         """Have the training stop after this iteration and save, and fail with *error* then; any thread may call it."""
         if self.session.log_failure is None:
             self.session.log_failure = error
-            self.session.request(self._stop_training)
-
-    def _stop_training(self) -> None:
-        if self.train_loop is not None:
-            self.train_loop.stop_training = True
+            self.session.request(self.session.end_training)
 
     def defer(self, action: Callable[[], Any], mutates: bool = True) -> None:
         """Have *action* called once all receivers of the site under way have run.

@@ -57,6 +57,11 @@ class StopRequest:
         self._end: BaseException | None = None
 
     @property
+    def number(self) -> int:
+        """The signal's; 0 as long as none has come."""
+        return self._number
+
+    @property
     def interrupted(self) -> bool:
         """Whether it was Ctrl-C, after which nobody takes the machine away: a save may take its time."""
         return self._number == signal.SIGINT
@@ -64,14 +69,23 @@ class StopRequest:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: report the first, end at once at one that comes later."""
         if self.at is None and not (self.failed and number == signal.SIGINT):
-            self.at, self._number = time.monotonic(), number
+            self.at, self._number = time.monotonic(), self._number or number
             self._on_request(self)
         elif self.at is None or time.monotonic() - self.at > _ONE_REQUEST:
             (_default if self.over else self._end_at_once)(number)
 
+    @property
+    def answered(self) -> bool:
+        """Whether :meth:`answer` has raised while the run was under way."""
+        return self._end is not None
+
+    def take(self, number: int) -> None:
+        """Take a signal that has come to another process of the run as one that has come; its own may still come."""
+        self._number = self._number or number
+
     def answer(self) -> None:
         """Raise what a signal that has come asks for: :class:`Preempted`, or KeyboardInterrupt."""
-        if self.at is None:
+        if not self._number:
             return
         name = signal.Signals(self._number).name
         end = KeyboardInterrupt() if self.interrupted else Preempted(EXIT_CODE, name)
@@ -118,7 +132,7 @@ def preemptible(on_request: Callable[[StopRequest], Any]) -> Iterator[StopReques
         yield request
     finally:
         request.close()
-        if request.at is None:
+        if not request.number:
             _restore(ours)
         else:
             atexit.register(_ignore, [number for number in ours if number in SIGNALS])

@@ -22,7 +22,7 @@ from torch import Tensor
 from eventrunner.errors import OptionError, RankError
 from eventrunner.ranks.control import PrefixStore, TCPStore, launched, open_control
 
-__all__ = ["ALONE", "Ranks", "join"]
+__all__ = ["ALONE", "Ranks", "join", "keep_group"]
 
 _MEET = 300.0  # seconds in which all processes of a launch must have come
 
@@ -184,6 +184,11 @@ def _leave(group: Any) -> None:
     """At exit: destroy the group that was made here, which may block where another rank has failed."""
     if getattr(sys, "last_value", None) is None and dist.is_initialized() and dist.group.WORLD is group:
         dist.destroy_process_group()
+
+
+def keep_group() -> None:
+    """Have this process, which fails, end without destroying the group: that would wait for the others."""
+    atexit.unregister(_leave)
 
 
 def _open_beside_group() -> Any:

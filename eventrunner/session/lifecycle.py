@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint,
 from eventrunner.errors import LaneError, Preempted
 from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import StopRequest, preemptible
+from eventrunner.ranks.agree import Agreement, Failure
 from eventrunner.report.account import write_trace
 from eventrunner.report.log import shown_path
 from eventrunner.run import Run
@@ -40,7 +43,12 @@ def running(run: Run, mode: str) -> Iterator[None]:
     """
     _enter(run, mode)
     try:
-        with preemptible(functools.partial(_leave_word, run)) as asked, shielded_workers(), _lanes(run) as lanes:
+        with (
+            preemptible(functools.partial(_leave_word, run)) as asked,
+            shielded_workers(),
+            _lanes(run) as lanes,
+            _agreeing(run, mode, asked),
+        ):
             try:
                 _open(run, mode)
                 run.call_hook("before_run")
@@ -57,8 +65,13 @@ def running(run: Run, mode: str) -> Iterator[None]:
                 run.session.stop_reason = run.session.stop_reason or "completed"
             except BaseException as error:
                 lanes.deadline.shorten(run.offloading.deadline)
-                leave_early = _end_early if asked.is_answer(error) else _fail
-                leave_early(run, error, asked)
+                if asked.is_answer(error):
+                    _end_early(run, error, asked)
+                    raise
+                first = _first_failure(run, error)
+                _fail(run, first, asked)
+                if first is not error:
+                    raise first from error
                 raise
             failure = _leave(run, "after_run", None) or run.session.log_failure
             if failure is not None:
@@ -77,11 +90,74 @@ def running(run: Run, mode: str) -> Iterator[None]:
 
 def _leave_word(run: Run, asked: StopRequest) -> None:
     """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
-    run.session.request(asked.answer)
+    run.session.request(functools.partial(_answer, run, asked))
     if asked.interrupted:  # and whoever waits for too long interrupts again
         return
     if run.session.lanes is not None:
         run.session.lanes.deadline.shorten(run.offloading.grace)
+
+
+def _answer(run: Run, asked: StopRequest) -> None:
+    """At a tick: end the run for a signal, on all ranks at one tick."""
+    if not run.session.post("signal", number=asked.number):
+        asked.answer()
+
+
+@contextlib.contextmanager
+def _agreeing(run: Run, mode: str, asked: StopRequest) -> Iterator[None]:
+    """Within the block, all ranks do what one asks for, and fail where one fails; with one rank there is nothing."""
+    if not run.ranks.several:
+        yield
+        return
+
+    def answer(kind: str, reason: str = "", where: str = "", number: int = 0) -> None:
+        if kind == "stop":
+            run.session.stopped(reason, where)
+        elif not asked.answered:
+            asked.take(number)
+            if not asked.interrupted and run.session.lanes is not None:
+                run.session.lanes.deadline.shorten(run.offloading.grace)
+            asked.answer()
+
+    end = functools.partial(_end_for, run, mode)
+    run.session.agreement = agreement = Agreement(run.ranks, run.session, answer, end)
+    try:
+        try:
+            yield
+        except BaseException as error:
+            if asked.is_answer(error):
+                agreement.close()
+            elif (first := _first_failure(run, error)) is not error:
+                raise first from error
+            raise
+        agreement.close()
+    finally:
+        run.session.agreement = None
+
+
+def _first_failure(run: Run, error: BaseException) -> BaseException:
+    """Tell the other ranks of an exception; return what has failed first, here or on one of them."""
+    agreement = run.session.agreement
+    return error if agreement is None else agreement.fail(error, run.progress.step)
+
+
+def _end_for(run: Run, mode: str, failure: Failure) -> None:
+    """In the sentinel, as the training thread is in a collective that nobody comes to: do what is done at an end."""
+    run.session.stop_reason, run.session.torn = "exception", True
+    lanes = run.session.lanes
+    with contextlib.suppress(Exception):
+        run.logger.error("ended", reason=str(failure), exception=failure.traceback)
+    if lanes is not None:
+        lanes.deadline.shorten(min(run.offloading.deadline, run.offloading.grace))
+        with contextlib.suppress(Exception):  # it is the other rank's that counts
+            lanes.flush(label="end")
+    with contextlib.suppress(Exception):
+        if run.is_main:
+            write_run(run.work_dir, _ending(run, mode))
+        print(f"{failure.traceback}{type(failure.exception()).__name__}: {failure}", file=sys.stderr, flush=True)
+        for child in multiprocessing.active_children():
+            if child.daemon:  # as an ordinary exit does
+                child.kill()
 
 
 @contextlib.contextmanager
@@ -126,13 +202,11 @@ def _enter(run: Run, mode: str) -> None:
         run.session.mode = None
         raise
     run.ledger.reset()
-    if run.train_loop is not None:
-        run.train_loop.stop_training = False
+    run.session.stopping = False
 
 
 def _finish_train(run: Run) -> None:
-    stopped = run.train_loop is not None and run.train_loop.stop_training
-    run.session.stop_reason = run.session.stop_reason or ("stopped" if stopped else "completed")
+    run.session.stop_reason = run.session.stop_reason or ("stopped" if run.session.stopping else "completed")
     run.flush()
     run.session.training_began = False
     failure = _leave(run, "after_train", None)

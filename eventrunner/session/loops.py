@@ -53,10 +53,9 @@ class TrainLoop:
         self.reloading: tuple[int, int] | None = None
         """While used batches are loaded once more: how many have been, and how many there are."""
         self._reload_said = 0.0
+        self._session, self._several = runner.session, runner.ranks.several
         self._guards, self._requested = runner.bus.guards, runner.session.requested
         self.running = False
-        self.stop_training = False
-        """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
@@ -69,6 +68,18 @@ class TrainLoop:
         self._end: int | None = None  # the iterations that the training will have, as far as its loader knows
         self.stepped_late = False
         """Whether the last group of accumulation stepped when the last iteration was over."""
+
+    @property
+    def stop_training(self) -> bool:
+        """Set it to end the training after the iteration under way; ``runner.stop`` also says why."""
+        return self._session.stopping
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:
+        if stop:
+            self._session.end_training()
+        else:
+            self._session.stopping = False
 
     @property
     def max_epochs(self) -> int:
@@ -126,7 +137,7 @@ class TrainLoop:
         self.progress.advance()
         self._bind()
         self._begin_train()
-        if not self.stop_training:
+        if not self._session.stopping:
             self.validate_if_due()
 
     def _begin_train(self) -> None:
@@ -243,6 +254,8 @@ class TrainLoop:
         emit = sites["after_train_iter"]
         if emit is not None:
             emit(runner, batch_idx, data_batch, outputs)
+        if self._several:
+            self._session.ticks += 1
         if self._requested:
             runner.session.tick()
         progress.iter += 1
@@ -264,7 +277,7 @@ class TrainLoop:
         """
         runner = self.runner
         runner.model.train()
-        if runner.emitters.before_train_epoch and not self.stop_training:
+        if runner.emitters.before_train_epoch and not self._session.stopping:
             drawn = rng_state() if self.position.consumed else None
             runner.emitters.before_train_epoch(runner)
             if drawn is not None:
@@ -272,7 +285,7 @@ class TrainLoop:
         if runner.session.requested:
             runner.session.tick()
         self._plan_groups()
-        return not self.stop_training
+        return not self._session.stopping
 
     def _end_epoch(self) -> None:
         runner, progress = self.runner, self.progress
@@ -313,6 +326,7 @@ class TrainLoop:
             self._reload_said = now
             self.runner.logger.info("resume", reason=f"{done} of {total} batches loaded once more")
         self.reloading = None if done == total else (done, total)
+        self._session.ticks += 1
         if self._requested:
             self.runner.session.tick()
 
@@ -336,7 +350,7 @@ class EpochBasedTrainLoop(TrainLoop):
     def run(self) -> None:
         """Train from where the progress stands to the last epoch, or to a stop."""
         self.begin()
-        while self.progress.epoch < self._maximum and not self.stop_training:
+        while self.progress.epoch < self._maximum and not self._session.stopping:
             if not self.run_epoch():
                 return
             self.validate_if_due()
@@ -349,7 +363,7 @@ class EpochBasedTrainLoop(TrainLoop):
         length = batch_count(dataloader)
         for batch_idx, data_batch in self._batches(dataloader):
             self.run_iter(batch_idx, data_batch)
-            if self.stop_training and batch_idx + 1 != length:
+            if self._session.stopping and batch_idx + 1 != length:
                 return False
         if self.progress.epoch + 1 >= self._maximum:
             self.stepped_late = self._end_groups()
@@ -384,7 +398,7 @@ class IterBasedTrainLoop(TrainLoop):
             self.run_iter(progress.iter, data_batch)
             if validates:
                 self.validate_if_due()
-            if self.stop_training or progress.iter >= self._maximum:
+            if self._session.stopping or progress.iter >= self._maximum:
                 return False
         return True
 
@@ -402,6 +416,7 @@ class EvalLoop:
         evaluator.to(runner.device)
         self._before_iter, self._after_iter = f"before_{mode}_iter", f"after_{mode}_iter"
         self.running = False
+        self._ticks = False  # whether its batches count
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
 
@@ -435,11 +450,15 @@ class EvalLoop:
         runner.model.eval()
         self.evaluator.reset()
         try:
-            batch_idx = -1
+            batch_idx, ticks = -1, runner.session.ticks
             with torch.no_grad():
                 shares = deal(f"{mode}_dataloader", self.dataloader, runner.ranks, runner.seed, fills=False)
+                self._ticks = isinstance(getattr(shares, "batch_sampler", None), Deal)  # of as many batches for all
                 for batch_idx, data_batch in enumerate(shares):
                     self.run_iter(batch_idx, data_batch)
+            if self._ticks:  # on all ranks as often, of which some had no share of the last batch
+                runner.session.ticks = ticks + len(shares)
+                runner.session.tick()
             if batch_idx < 0 and (shares is self.dataloader or not len(shares)):
                 raise no_batch(mode)  # the metrics would be those of nothing, and might be the best
             metrics = self.evaluator.evaluate()
@@ -471,6 +490,8 @@ class EvalLoop:
         emit = getattr(runner.emitters, self._after_iter)
         if emit:
             emit(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
+        if self._ticks:
+            runner.session.ticks += 1
         if runner.session.requested:
             runner.session.tick()
 
@@ -478,6 +499,7 @@ class EvalLoop:
         emit = getattr(self.runner.emitters, site)
         if emit:
             emit(self.runner, **payload)
+        self.runner.session.ticks += 1
         if self.runner.session.requested:
             self.runner.session.tick()
 

@@ -1,12 +1,14 @@
 """Session: what a run has between ``train()``, ``val()`` or ``test()`` and its end, in one place.
 
 Whatever wants something of the training thread, from any thread or from a signal's handler, asks by
-:meth:`Session.request`: a stop, a save now, a failure, a signal. The loops look once per iteration, at one place.
+:meth:`Session.request`: a stop, a save now, a failure, a signal. The loops look once per iteration, at one place. What
+all ranks must do at the same tick, a stop or what a signal asks for, is then agreed on by ``ranks/agree``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from eventrunner.bus.signature import short_path
 from eventrunner.checkpoint.saver import WRITE_LANE, Saver
 from eventrunner.errors import OptionError, listed
 from eventrunner.lanes.lanes import Lanes
+from eventrunner.ranks.agree import Agreement
 
 __all__ = ["RunFacts", "Session"]
 
@@ -44,10 +47,14 @@ class Session:
         mode: ``train``, ``val`` or ``test`` while it is under way, else None.
         stop_reason: Why it has ended, or is to end.
         stop_where: Where that was asked for: a line of code, or a signal.
+        stopping: Whether the training ends after the iteration under way.
         torn: Whether an exception has interrupted something, so that its state isn't to be saved.
         log_failure: What a log's file has failed of.
         training_began: Whether ``before_train`` was emitted, and ``after_train`` wasn't yet.
         requested: What was asked for and not done yet, in order.
+        later: What of that is to be done at a later tick, which the ranks have agreed on.
+        ticks: How often the loops have looked, counted where there are several ranks; the same number on all.
+        agreement: What they agree by, while the session is under way.
         closing: What is left when it ends.
         lanes: Where its background work is done, while it is under way.
         last_lanes: The same, when it is over too.
@@ -68,6 +75,8 @@ class Session:
     def __init__(self) -> None:
         self.mode: str | None = None
         self.requested: list[Callable[[], Any]] = []
+        self.later: list[Callable[[], Any]] = []
+        self.agreement: Agreement | None = None
         self.closing = contextlib.ExitStack()
         self.lanes: Lanes | None = None
         self.last_lanes: Lanes | None = None
@@ -83,7 +92,8 @@ class Session:
 
     def _begin_afresh(self) -> None:
         self.stop_reason = self.stop_where = ""
-        self.torn = self.training_began = False
+        self.stopping = self.torn = self.training_began = False
+        self.ticks = 0
         self.facts: RunFacts | None = None
         self.log_failure: OSError | None = None
         self.rng_before_val: dict[str, Any] | None = None
@@ -100,6 +110,7 @@ class Session:
         self._begin_afresh()
         self.mode, self.opened = mode, True
         self.requested.clear()
+        self.later.clear()
 
     def request(self, action: Callable[[], Any]) -> None:
         """Have *action* called by the training thread at its next tick; any thread or signal handler may ask."""
@@ -109,6 +120,16 @@ class Session:
         """Do what was requested, in order."""
         while self.requested:
             self.requested.pop(0)()
+        if self.later:
+            self.requested[:0] = self.later
+            self.later.clear()
+
+    def post(self, kind: str, **told: Any) -> bool:
+        """Have all ranks do something at one tick; False where there is only one, which does it itself."""
+        if self.agreement is None:
+            return False
+        self.agreement.post(kind, **told)
+        return True
 
     def stop(self, reason: str, caller: FrameType) -> None:
         """Note that the training is to end, why, and which line has asked for it.
@@ -120,8 +141,20 @@ class Session:
             raise OptionError(
                 f"stop({reason!r}): {listed(_ENDINGS)} say how a run ended by itself; give a reason of your own."
             )
-        self.stop_where = f"{caller.f_code.co_name}, {short_path(caller.f_code.co_filename)}:{caller.f_lineno}"
-        self.stop_reason = reason
+        self.end_training(reason, f"{caller.f_code.co_name}, {short_path(caller.f_code.co_filename)}:{caller.f_lineno}")
+
+    def end_training(self, reason: str = "", where: str = "") -> None:
+        """End the training after the iteration under way; of several ranks, after one that they agree on."""
+        if self.agreement is None:
+            self.stopped(reason, where)
+        else:
+            self.request(functools.partial(self.post, "stop", reason=reason, where=where))
+
+    def stopped(self, reason: str, where: str) -> None:
+        """Note that the iteration under way is the last, and why."""
+        self.stopping = True
+        if reason:
+            self.stop_reason, self.stop_where = reason, where
 
     def flush(self, lane: str | None = None, timeout: float | None = None) -> None:
         """Wait until everything in one lane, or in all, is done, and raise what failed; see ``Runner.flush``."""

@@ -11,6 +11,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,14 +21,27 @@ LIMIT = 60.0
 """Seconds after which ranks that are still there have their stacks printed, and are killed."""
 
 
+@dataclass(frozen=True)
+class Died:
+    """A rank that ended without a result."""
+
+    code: int | None
+
+
+_NOTHING = object()
+
+
 class RankDiedError(AssertionError):
     """A rank ended without a result."""
 
 
-def on_ranks(world: int, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> list[Any]:
+def on_ranks(
+    world: int, function: Callable[..., Any], *args: Any, limit: float = LIMIT, may_die: bool = False
+) -> list[Any]:
     """Call *function* in that many processes, and return what each returned, by rank.
 
-    What one raises is returned in its place, as the exception's text behind its class's name.
+    What one raises is returned in its place, as the exception's text behind its class's name. A rank that ends without
+    a result has its exit code there, where it may.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,7 +57,14 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, limit: float 
         pipes.append(ours)
         processes.append(process)
     try:
-        return _results(pipes, limit)
+        found = _results(pipes, limit)
+        for rank, process in enumerate(processes):
+            if found[rank] is _NOTHING:
+                process.join(5)
+                found[rank] = Died(process.exitcode)
+                if not may_die:
+                    raise RankDiedError(f"rank {rank} ended without a result, with {process.exitcode}")
+        return found
     finally:
         for process in processes:
             process.join(5)
@@ -63,7 +84,7 @@ def _results(pipes: Sequence[Connection], limit: float) -> list[Any]:
             try:
                 found[pipe] = pipe.recv()
             except EOFError:
-                raise RankDiedError(f"rank {pipes.index(pipe)} ended without a result") from None
+                found[pipe] = _NOTHING
     return [found[pipe] for pipe in pipes]
 
 
