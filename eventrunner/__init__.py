@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from eventrunner.hooks import ProfilerHook as ProfilerHook
     from eventrunner.hooks import RuntimeInfoHook as RuntimeInfoHook
     from eventrunner.hooks import SyncBuffersHook as SyncBuffersHook
-    from eventrunner.modules import watch_modules as watch_modules
     from eventrunner.ranks.deal import per_rank as per_rank
     from eventrunner.ranks.world import join as join
     from eventrunner.registry import HOOKS as HOOKS
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from eventrunner.runner import Runner as Runner
     from eventrunner.session.loops import EpochBasedTrainLoop as EpochBasedTrainLoop
     from eventrunner.session.loops import IterBasedTrainLoop as IterBasedTrainLoop
+    from eventrunner.training.modules import watch_modules as watch_modules
     from eventrunner.training.optim import OptimWrapper as OptimWrapper
 
 _HOMES = {
@@ -83,7 +83,7 @@ _HOMES = {
     "options": "hook",
     "per_rank": "ranks.deal",
     "verify_checkpoint": "checkpoint",
-    "watch_modules": "modules",
+    "watch_modules": "training.modules",
 }
 
 __all__ = [*_HOMES, "__version__"]

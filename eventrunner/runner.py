@@ -21,7 +21,6 @@ from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.hook import Hook, HookHandle
 from eventrunner.hooks.run_hooks import RunHooks
-from eventrunner.modules import ModuleWatch, watch_modules
 from eventrunner.ranks.parallel import Parallel, parallelize, unwrapped
 from eventrunner.ranks.world import join
 from eventrunner.report.account import RunAccount, account_of, begin_trace
@@ -51,6 +50,7 @@ from eventrunner.session.settings import (
 )
 from eventrunner.training.dataloader import batch_count, build_dataloader, check_loader
 from eventrunner.training.device import resolve_device
+from eventrunner.training.modules import ModuleWatch, watch_modules
 from eventrunner.training.optim import OptimWrapper
 from eventrunner.training.optim_dict import OptimWrapperDict, named_wrappers
 from eventrunner.training.state import Progress, seed_all
@@ -339,7 +339,7 @@ class Runner:
         return self.bus.on(site, sender=self, depth=2, **options)
 
     def watch(self, pattern: str = "*", backward: bool = False) -> ModuleWatch:
-        """Put the modules whose names match *pattern* on the bus; see :func:`eventrunner.modules.watch_modules`."""
+        """Put the modules whose names match *pattern* on the bus; see :func:`.watch_modules`."""
         return watch_modules(self.model, pattern, bus=self.bus, sender=self, backward=backward)
 
     def register_hook(self, hook: Hook | Mapping[str, Any], priority: int | str | Priority | None = None) -> HookHandle:

@@ -1,10 +1,15 @@
-"""Times and sizes, as people write and read them."""
+"""Times, sizes, numbers and paths, as people write and read them."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import re
+from pathlib import Path
+from typing import Any
 
-__all__ = ["clock", "duration", "pace", "parse_duration", "size"]
+__all__ = ["clock", "duration", "pace", "parse_duration", "shown", "shown_path", "size"]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -50,3 +55,22 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a line shows it: floats between 0.01 and 10,000 with four digits, to keep columns in line."""
+    if isinstance(value, Path):
+        return shown_path(value)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size and not 0.01 <= size < 10_000:
+        return f"{value:.2e}"
+    return f"{value:.{4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1}f}"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is typed in the working directory: relative to it where it lies below."""
+    with contextlib.suppress(ValueError, OSError):  # elsewhere, or in a directory that was removed
+        return str(Path(path).relative_to(Path.cwd()))
+    return os.fspath(path)

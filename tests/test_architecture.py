@@ -19,7 +19,7 @@ LAYERS = (
     ("files",),
     ("lanes",),
     ("bus",),
-    ("registry", "modules", "ranks", "report.history", "report.hub", "report.log", "report.rows"),
+    ("registry", "ranks", "report.history", "report.hub", "report.log", "report.rows"),
     ("checkpoint",),
     ("training",),
     ("session.session", "session.settings", "session.best", "session.retention", "session.rundir"),

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from eventrunner.errors import OptionError
-from eventrunner.report.log import RunLog, headed, shown
+from eventrunner.report.log import RunLog, headed
 from eventrunner.report.rows import RowLog
+from eventrunner.units import shown
 
 TIME = re.compile(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 

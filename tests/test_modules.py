@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eventrunner.bus.bus import Bus
 from eventrunner.errors import OptionError
-from eventrunner.modules import watch_modules
+from eventrunner.training.modules import watch_modules
 
 Calls = list[Any]
 

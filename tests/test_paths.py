@@ -17,8 +17,8 @@ from eventrunner.bus.bus import Bus
 from eventrunner.checkpoint import Store, verify_checkpoint
 from eventrunner.checkpointer import Checkpointer
 from eventrunner.hooks import CheckpointHook, LoggerHook
-from eventrunner.report.log import shown_path
 from eventrunner.runner import Runner
+from eventrunner.units import shown_path
 
 Make = Callable[..., Runner]
 
@@ -140,9 +140,7 @@ def test_lines_show_a_path_as_it_is_typed(tmp_path: Path, elsewhere: Path) -> No
 
 def test_a_path_is_shown_whole_in_a_directory_that_was_removed(tmp_path: Path) -> None:
     """There is nothing that it could be relative to."""
-    script = (
-        "import os; from eventrunner.report.log import shown_path; os.rmdir(os.getcwd()); print(shown_path('/a/b'))"
-    )
+    script = "import os; from eventrunner.units import shown_path; os.rmdir(os.getcwd()); print(shown_path('/a/b'))"
     (tmp_path / "gone").mkdir()
     package = str(Path(__file__).parent.parent)
     done = subprocess.run(

@@ -137,6 +137,6 @@ MODULE_SITES: tuple[SiteSpec, ...] = (
         "The gradients with respect to a watched module's inputs are there; both are tuples.",
     ),
 )
-"""What :func:`eventrunner.modules.watch_modules` emits: PyTorch's module hooks as sites."""
+"""What :func:`eventrunner.training.modules.watch_modules` emits: PyTorch's module hooks as sites."""
 
 CATALOGUE: tuple[SiteSpec, ...] = RUN_SITES + MODULE_SITES

@@ -19,12 +19,12 @@ from eventrunner.hook import Hook
 from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
 from eventrunner.report.account import account_of
-from eventrunner.report.log import headed, is_terminal, shown, shown_path
+from eventrunner.report.log import headed, is_terminal
 from eventrunner.report.rows import EventLog, RowLog, ending, sync_rows, write_row
 from eventrunner.report.terminal import Bar, conclude, introduce
 from eventrunner.session.best import best_name
 from eventrunner.session.rundir import absolute
-from eventrunner.units import clock, duration, pace
+from eventrunner.units import clock, duration, pace, shown, shown_path
 
 if TYPE_CHECKING:
     from eventrunner.run import Run

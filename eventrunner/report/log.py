@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import logging
-import math
 import os
 import re
 import sys
@@ -24,8 +23,9 @@ import structlog
 from structlog.processors import LogfmtRenderer
 
 from eventrunner.errors import OptionError, did_you_mean
+from eventrunner.units import shown, shown_path
 
-__all__ = ["RunLog", "drop_unwritten", "headed", "is_terminal", "shown", "shown_path"]
+__all__ = ["RunLog", "drop_unwritten", "headed", "is_terminal"]
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Fields whose value says enough for a reader; a program still finds them by name in the piped form.
@@ -171,25 +171,6 @@ class _Sink:
         self._log.write(level, event)
 
     debug = info = warning = error = critical = exception = msg
-
-
-def shown(value: Any) -> str:
-    """Return a value as a line shows it: floats between 0.01 and 10,000 with four digits, to keep columns in line."""
-    if isinstance(value, Path):
-        return shown_path(value)
-    if not isinstance(value, float) or not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    if size and not 0.01 <= size < 10_000:
-        return f"{value:.2e}"
-    return f"{value:.{4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1}f}"
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """Return a path as it is typed in the working directory: relative to it where it lies below."""
-    with contextlib.suppress(ValueError, OSError):  # elsewhere, or in a directory that was removed
-        return str(Path(path).relative_to(Path.cwd()))
-    return os.fspath(path)
 
 
 def headed(head: str, *parts: str) -> str:

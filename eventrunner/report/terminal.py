@@ -24,9 +24,9 @@ from rich.text import Text
 from torch.nn.parameter import is_lazy
 
 from eventrunner.checkpoint.verify import is_of_use, listing, newest_finite
-from eventrunner.report.log import drop_unwritten, headed, shown, shown_path
+from eventrunner.report.log import drop_unwritten, headed
 from eventrunner.session.rundir import abandoned_in
-from eventrunner.units import clock, duration, pace, size
+from eventrunner.units import clock, duration, pace, shown, shown_path, size
 
 if TYPE_CHECKING:
     from eventrunner.report.account import RunAccount

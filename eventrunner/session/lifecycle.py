@@ -16,13 +16,13 @@ from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import StopRequest, preemptible
 from eventrunner.ranks.agree import Agreement, Failure
 from eventrunner.report.account import write_trace
-from eventrunner.report.log import shown_path
 from eventrunner.run import Run
 from eventrunner.session.resume import changed_counts, chosen, left_out, restore
 from eventrunner.session.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
 from eventrunner.training.state import set_rng_state
 from eventrunner.training.weights import load_model, load_what_fits, shortened
 from eventrunner.training.workers import shielded_workers
+from eventrunner.units import shown_path
 
 __all__ = ["running"]
 

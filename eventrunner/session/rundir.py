@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from eventrunner.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eventrunner.checkpoint.verify import is_checkpoint, missing_checkpoint
 from eventrunner.errors import OptionError, RunExistsError
@@ -173,6 +171,8 @@ def write_run(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what a reader needs to run it again: the command, the versions, the revision."""
+    import torch  # here alone: what only reads a run's folder needs none
+
     return {
         "argv": list(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
