@@ -21,7 +21,7 @@ from eventrunner.errors import ArgumentError, OptionError, did_you_mean, listed
 from eventrunner.foreign import argument_hint, method_hint
 from eventrunner.hook import Hook, HookHandle
 from eventrunner.hooks.run_hooks import RunHooks
-from eventrunner.ranks.parallel import Parallel, parallelize, unwrapped
+from eventrunner.ranks.parallel import Parallel, parallelize, reduces, unwrapped
 from eventrunner.ranks.world import join
 from eventrunner.report.account import RunAccount, account_of, begin_trace
 from eventrunner.report.hub import MessageHub
@@ -222,18 +222,17 @@ class Runner:
             self.train_loop = loop(self, training.dataloader, training.settings)
             for argument, remark in training.remarks:
                 self.logger.warning(argument, reason=remark)
-            self._check_ranks(training)
         self.model = parallelize(self.model, parallel, self.ranks, self.device)
         if callable(parallel):  # fully_shard puts others in the place of the parameters
             check_parameters(self.model, (wrapper.optimizer for _, wrapper in self.optim_wrappers))
+        if training is not None and self.distributed:
+            self._check_ranks(training)
 
     def _check_ranks(self, training: Training) -> None:
         """Refuse what isn't the same on all ranks, whose collectives would wait for each other for ever."""
-        if self.distributed:
-            self.ranks.check_same("train_cfg", training.settings)
+        self.ranks.check_same("train_cfg", training.settings)
+        if reduces(self.model):
             self.ranks.check_same("the number of batches of the train_dataloader", batch_count(training.dataloader))
-            names = [f"{name} {tuple(each.shape)}" for name, each in self.model.named_parameters()]
-            self.ranks.check_same("a parameter of the model", names)
 
     @property
     def optim_wrappers(self) -> list[tuple[str, OptimWrapper]]:

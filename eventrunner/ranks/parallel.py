@@ -32,6 +32,7 @@ def parallelize(model: nn.Module, parallel: Parallel, ranks: Ranks, device: torc
 
     Raises:
         OptionError: something else, or a function that returned no module.
+        RankError: a model that isn't the same on all ranks; on every one of them.
     """
     if callable(parallel):
         made = parallel(model, ranks)
@@ -43,6 +44,8 @@ def parallelize(model: nn.Module, parallel: Parallel, ranks: Ranks, device: torc
         return model
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return model  # which torch refuses to wrap, as there is nothing to reduce
+    names = [f"{name} {tuple(each.shape)}" for name, each in model.named_parameters()]
+    ranks.check_same("a parameter of the model", names)
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(model, device_ids=devices, **options)
 
