@@ -403,5 +403,4 @@ def test_an_optimizer_of_parameters_that_were_replaced_is_refused(tmp_path: Path
 def test_a_sharded_model_is_refused_before_the_first_batch_as_it_cant_be_saved(tmp_path: Path) -> None:
     """Not after an epoch."""
     found = on_ranks(2, sharded, tmp_path / "run", False)
-    assert found[0] == found[1]
-    assert "is a DTensor, which a checkpoint can't hold" in found[0]
+    assert all("is a DTensor, which a checkpoint can't hold" in each for each in found), found
