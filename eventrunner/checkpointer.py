@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from eventrunner.checkpoint import Found, Store, find_newest, load_checkpoint
 from eventrunner.checkpoint.contents import check_tree
 from eventrunner.checkpoint.saver import Save, Saver, stepped_tensors, watch_steps
+from eventrunner.checks import check_ints, check_seconds, is_int, refusal
 from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExistsError, listed
 from eventrunner.files.lock import FolderLock
 from eventrunner.lanes.lanes import Lanes
@@ -235,9 +236,9 @@ class Checkpointer:
             Exception: what an earlier save failed of.
         """
         self._check_open("save()")
-        for what, value, least in (("step", step, 0), ("every", every, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise OptionError(f"Checkpointer.save({what}={value!r}): give an int of {least} or more.")
+        check_ints("Checkpointer.save", 1, every=every)
+        if step is not None:
+            check_ints("Checkpointer.save", 0, step=step)
         self._count()
         self._source.step = self.step if step is None else step
         self._saver.collect()
@@ -449,10 +450,9 @@ def _check_things(model: object, optimizer: object, keep: object, grace: object)
                 "Checkpointer(optimizer=…) takes a torch.optim.Optimizer or a dict of them, not a "
                 f"{type(each).__name__}."
             )
-    if isinstance(keep, bool) or not isinstance(keep, int) or (keep < 1 and keep != -1):
-        raise OptionError(f"Checkpointer(keep={keep!r}): give an int of 1 or more, or -1 for all.")
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or grace <= 0:
-        raise OptionError(f"Checkpointer(grace={grace!r}): give a number of seconds above 0.")
+    if not is_int(keep) or (keep < 1 and keep != -1):
+        raise refusal("Checkpointer", "keep", keep, "an int of 1 or more, or -1 for all")
+    check_seconds("Checkpointer", grace=grace)
 
 
 def _check_parts(parts: Mapping[str, object]) -> None:

@@ -419,9 +419,9 @@ def test_parts_must_be_the_same_on_resume(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"keep": 0}, OptionError, "Checkpointer(keep=0): give an int of 1 or more, or -1 for all."),
-        ({"mode": "lasy"}, OptionError, "mode='lasy' is not one of auto, lazy, eager, sync; did you mean 'lazy'?"),
+        ({"mode": "lasy"}, OptionError, "mode='lasy': give one of auto, lazy, eager, sync; did you mean 'lazy'?"),
         ({"grace": 0}, OptionError, "Checkpointer(grace=0): give a number of seconds above 0."),
-        ({"format": "pt"}, OptionError, "format='pt' is not one of safetensors, pth; did you mean 'pth'?"),
+        ({"format": "pt"}, OptionError, "format='pt': give one of safetensors, pth; did you mean 'pth'?"),
         ({"model": {}}, ArgumentError, "Checkpointer(model=…) takes a torch.nn.Module, not a dict."),
         (
             {"optimizer": "adam"},

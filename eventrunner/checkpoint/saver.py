@@ -28,7 +28,8 @@ from eventrunner.checkpoint.manifest import plain_json
 from eventrunner.checkpoint.snapshot import Snapshot, Snapshotter
 from eventrunner.checkpoint.store import Store
 from eventrunner.checkpoint.verify import FINITE, newest_finite
-from eventrunner.errors import CheckpointNotFoundError, OptionError, did_you_mean, listed
+from eventrunner.checks import check_choices
+from eventrunner.errors import CheckpointNotFoundError
 from eventrunner.lanes.lanes import Lanes, Task
 
 __all__ = [
@@ -182,10 +183,8 @@ class Saver:
         guards: list[Callable[[], Any]] | None = None,
         request: Callable[[Callable[[], Any]], None] = lambda action: None,
     ) -> None:
-        for name, value, allowed in (("mode", mode, MODES), ("format", format, FORMATS)):
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed) or "."
-                raise OptionError(f"{name}={value!r} is not one of {listed(allowed)}{near}")
+        check_choices("", MODES, mode=mode)
+        check_choices("", FORMATS, format=format)
         self.store, self.source, self.mode, self.format, self.verify = store, source, mode, format, verify
         self.lanes: Lanes | None = None
         self.saves: deque[Save] = deque(maxlen=_REMEMBERED)
