@@ -166,14 +166,14 @@ def others_time() -> float:
 
 
 class Way(Protocol):
-    """A way to save; what is slow in it and beside the training is waited for in ``finish``, which is not timed."""
+    """A way to save; what is slow in it and in the background is waited for in ``finish``, which is not timed."""
 
     def save(self, task: Task, step: int) -> None: ...
 
     def before_step(self) -> None: ...
 
     def finish(self) -> float:
-        """Return when all is committed: the seconds for which the training thread was held up."""
+        """Return when all is committed: the seconds for which the training thread was blocked."""
 
 
 class Ours:

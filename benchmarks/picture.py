@@ -78,8 +78,8 @@ def main() -> None:
             for index, (began, ended) in enumerate(took):
                 steps = drawn([(began, ended)], start, scale, "─━"[index % 2], width)
                 loop = [sign if sign != " " and old != "█" else old for sign, old in zip(steps, loop, strict=True)]
-            stall = sum(ended - began for began, ended in held) * 1000
-            print(f"{title:<16} {(end - start) * 1000:.0f} ms, held up {stall:.1f} ms by {len(held)} saves")
+            blocked = sum(ended - began for began, ended in held) * 1000
+            print(f"{title:<16} {(end - start) * 1000:.0f} ms, blocked {blocked:.1f} ms by {len(held)} saves")
             print(f"  loop    {''.join(loop).rstrip()}")
             print(f"  writing {''.join(drawn(written, start, scale, '░', width)).rstrip()}")
 
