@@ -172,7 +172,7 @@ class TrainLoop:
         optim = self.runner.optim_wrapper
         optim.before_step = optim.after_step = None
         for _, wrapper in self.runner.optim_wrappers:
-            wrapper.begins_groups = True
+            wrapper.begins_groups, wrapper.weight = True, 1.0
             wrapper.hold()
 
     def _plan_groups(self) -> None:
@@ -199,8 +199,8 @@ class TrainLoop:
         optim.before_step, optim.after_step = self._before_step, self._after_step
         stepped = []
         for _, wrapper in self.runner.optim_wrappers:
-            wrapper.begin_loss()
             if self._reduces is not None and wrapper.in_group:
+                wrapper.begin_loss()
                 self.runner.ranks.mean_(wrapper.gradients())  # of a group's losses but for the last, torch reduces none
             stepped.append(wrapper.end_group())
         return any(stepped)
@@ -270,7 +270,7 @@ class TrainLoop:
             loop.run()
 
     def _begin_epoch(self) -> bool:
-        """Pass ``before_train_epoch``; False where the training was stopped before its first iteration.
+        """Emit ``before_train_epoch``; False where the training was stopped before its first iteration.
 
         An epoch that is gone on with emits it again. What receivers draw there at random was drawn when the epoch
         began, so the generators are put back.
@@ -442,8 +442,8 @@ class EvalLoop:
         self._step = bind_step(runner.val_step, runner.unwrapped, "val_step")
         if runner.mode == "train":  # a run that is preempted within this validation goes on with all of it
             runner.session.rng_before_val = rng_state()
-        self._pass(f"before_{mode}")
-        self._pass(f"before_{mode}_epoch")
+        self._emit(f"before_{mode}")
+        self._emit(f"before_{mode}_epoch")
         if reduces(runner.model):  # each rank has taken other batches in since the last forward made them equal
             runner.ranks.broadcast_(list(runner.unwrapped.buffers()))
         modes = [(module, module.training) for module in runner.model.modules()]
@@ -468,8 +468,8 @@ class EvalLoop:
         runner.session.rng_before_val = None
         if mode == "val" and runner.mode == "train" and runner.train_loop is not None:
             runner.progress.validated = runner.train_loop.completed
-        self._pass(f"after_{mode}_epoch", metrics=metrics)
-        self._pass(f"after_{mode}")
+        self._emit(f"after_{mode}_epoch", metrics=metrics)
+        self._emit(f"after_{mode}")
         return metrics
 
     def run_iter(self, batch_idx: int, data_batch: Any) -> None:
@@ -495,7 +495,7 @@ class EvalLoop:
         if runner.session.requested:
             runner.session.tick()
 
-    def _pass(self, site: str, **payload: Any) -> None:
+    def _emit(self, site: str, **payload: Any) -> None:
         emit = getattr(self.runner.emitters, site)
         if emit:
             emit(self.runner, **payload)
