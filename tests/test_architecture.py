@@ -26,9 +26,9 @@ LAYERS = (
     ("run",),
     ("hook", "report.account"),
     ("session",),
-    ("report.terminal",),
+    ("report.terminal", "report.commands"),
     ("hooks",),
-    ("runner", "checkpointer"),
+    ("runner", "checkpointer", "__main__"),
 )
 RUNS = ("runner", "run")
 """What a run is called where it is an argument or an attribute."""
