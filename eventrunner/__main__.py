@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensors", action="store_true", help="list a checkpoint's tensors with their shapes")
     add = command("verify", "read checkpoints through and compare every byte with what was committed")
     add("paths", nargs="+", type=Path, metavar="PATH", help="a checkpoint, a run, or a folder with runs")
-    add = command("diff", "compare the weights of two checkpoints or files, or what is known of two runs")
+    add = command("diff", "compare the weights of two checkpoints or files, or the settings of two runs")
     add("first", type=Path, metavar="A")
     add("second", type=Path, metavar="B")
     add = command("export", "write the weights of a checkpoint into one new file")

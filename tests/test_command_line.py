@@ -59,7 +59,9 @@ def redate(checkpoint: Path, created: datetime) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with two runs, that no test writes to; the newer one has the smaller number."""
     home = tmp_path_factory.mktemp("home")
-    make_run(home / "runs/tiny/002", day=5, randomness={"seed": 2})
+    model = tiny.linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    make_run(home / "runs/tiny/002", day=5, randomness={"seed": 2}, model=model, optimizer=optimizer)
     make_run(home / RUN, day=6)
     return home
 
@@ -361,13 +363,14 @@ def test_diff_compares_checkpoints(home: Path) -> None:
     assert answer(home, "diff", f"{RUN}/epoch_1", f"{RUN}/epoch_2").endswith("2 differ, 0 are equal\n")
 
 
-def test_diff_of_runs_compares_what_ran(home: Path) -> None:
-    """By dotted names, with both values side by side."""
+def test_diff_of_runs_compares_settings(home: Path) -> None:
+    """By dotted names, with both values side by side; those of optimizers and data are in a checkpoint."""
     said = answer(home, "diff", "runs/tiny/002", RUN).splitlines()
     assert said[0].split() == ["SETTING", "runs/tiny/002", RUN]
     assert ["seed", "2", "1"] in [line.split() for line in said]
+    assert ["optimizer.0.lr", "0.01", "0.1"] in [line.split() for line in said]
     assert not [line for line in said if line.startswith("versions")]
-    assert answer(home, "diff", RUN, RUN) == "the two runs say the same of themselves\n"
+    assert answer(home, "diff", RUN, RUN) == "the two runs have the same settings\n"
 
 
 @pytest.mark.parametrize(("name", "more"), [("w.safetensors", ()), ("w.pth", ()), ("w", ("--to", "safetensors"))])
