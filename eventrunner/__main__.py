@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("ls", "list the runs below a folder, newest last, or the checkpoints of a run")
     add("folder", nargs="?", type=Path, metavar="FOLDER", help="by default runs, or else the working directory")
-    add = command("show", "tell what is known of a run or of a checkpoint")
+    add = command("show", "print what is known of a run or of a checkpoint")
     add("path", type=Path, metavar="PATH")
     add("--tensors", action="store_true", help="list a checkpoint's tensors with their shapes")
     add = command("verify", "read checkpoints through and compare every byte with what was committed")
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("path", type=Path, metavar="CHECKPOINT")
     add("target", type=Path, metavar="OUT")
     add("--to", choices=("safetensors", "pth"), help="its format; by default that of its suffix")
-    command("env", "tell versions, devices and threads, for a bug report")
+    command("env", "print versions, devices and threads, for a bug report")
     return parser
 
 

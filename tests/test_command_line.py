@@ -253,7 +253,18 @@ def test_a_run_that_goes_on_has_no_end(copy: Path) -> None:
     assert "no run.json" in answer(copy, "ls")
 
 
-def test_what_a_resume_left_behind_is_told_apart(copy: Path) -> None:
+def test_a_run_that_is_not_to_be_read_hides_no_other(copy: Path) -> None:
+    """It may be somebody else's; here its run.json leads in a circle."""
+    other = shutil.copytree(copy / RUN, copy / "runs/tiny/002")
+    (other / "run.json").unlink()
+    (other / "run.json").symlink_to("run.json")
+    said = answer(copy, "ls").splitlines()
+    assert [line.split()[0] for line in said] == ["RUN", RUN, "unreadable:"]
+    assert "runs/tiny/002/run.json" in said[-1]
+    assert list(json.loads(answer(copy, "ls", "--json"))["unreadable"]) == ["runs/tiny/002"]
+
+
+def test_what_a_resume_left_behind_is_marked(copy: Path) -> None:
     """A run that was taken back to an earlier step doesn't go on from its later checkpoints."""
     write_run(copy / RUN, {"resumes": [{"step": 2, "newest": "2024-01-07T00:00:00+00:00"}]})
     said = answer(copy, "ls", RUN).splitlines()
@@ -263,7 +274,7 @@ def test_what_a_resume_left_behind_is_told_apart(copy: Path) -> None:
 def test_nothing_to_list_is_no_error(tmp_path: Path) -> None:
     """As an empty folder is none; one that isn't there is."""
     assert answer(tmp_path, "ls") == "no run is below .\n"
-    assert json.loads(answer(tmp_path, "ls", "--json")) == {"runs": []}
+    assert json.loads(answer(tmp_path, "ls", "--json")) == {"runs": [], "unreadable": {}}
     done = call(tmp_path, "ls", "gone")
     assert (done.returncode, done.stderr) == (1, "eventrunner: can't list gone, as no folder is there.\n")
 
@@ -410,10 +421,10 @@ def test_export_writes_over_nothing(home: Path, tmp_path: Path, capsys: pytest.C
 
 def test_env_is_what_a_bug_report_needs(tmp_path: Path) -> None:
     """The versions of all that takes part, the devices, the threads."""
-    told = json.loads(answer(tmp_path, "env", "--json"))
-    assert {"eventrunner", "python", "torch", "blinker"} <= told["versions"].keys()
-    assert told["torch"] == torch.__version__
-    assert {"platform", "cpus", "cuda", "devices", "threads"} <= told.keys()
+    facts = json.loads(answer(tmp_path, "env", "--json"))
+    assert {"eventrunner", "python", "torch", "blinker"} <= facts["versions"].keys()
+    assert facts["torch"] == torch.__version__
+    assert {"platform", "cpus", "cuda", "devices", "threads"} <= facts.keys()
 
 
 def test_the_command_is_installed() -> None:

@@ -20,8 +20,8 @@ _SET = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_C
 
 
 def env(out: Output) -> int:
-    """Tell the versions, the devices and the threads."""
-    told = {
+    """Print the versions, the devices and the threads."""
+    facts = {
         "versions": {"eventrunner": __version__, "python": platform.python_version(), **_installed()},
         "platform": platform.platform(),
         "executable": sys.executable,
@@ -29,8 +29,8 @@ def env(out: Output) -> int:
         **_of_torch(),
         "environment": {name: os.environ[name] for name in _SET if name in os.environ},
     }
-    out.data(told)
-    out.fields({key: value for key, one in told.items() for key, value in _spread(key, one)})
+    out.data(facts)
+    out.fields({key: value for key, one in facts.items() for key, value in _spread(key, one)})
     return 0
 
 

@@ -18,8 +18,6 @@ from eventrunner.units import shown, size
 
 __all__ = ["Checkpoint", "Run", "checkpoints_of", "find_runs", "is_run", "problem_of", "read", "scores"]
 
-_UNENDED = "running or killed"
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -52,8 +50,8 @@ class Checkpoint:
         said = self.manifest.meta.get("best") if self.manifest is not None else None
         return {str(name): score for name, score in said.items()} if isinstance(said, dict) else {}
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a program is told of it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known of it, for JSON."""
         known = self.manifest
         facts = {"step": known.step, "epoch": known.epoch, "created": known.created} if known is not None else {}
         bytes_ = sum(self.sizes.values())
@@ -61,7 +59,7 @@ class Checkpoint:
         return {"path": str(self.path), **facts, **end}
 
     def row(self) -> tuple[str, ...]:
-        """Return what a reader is told of it."""
+        """Return its cells in a table."""
         known = self.manifest
         step, epoch, created = (
             (str(known.step), str(known.epoch), ago(datetime.fromisoformat(known.created))) if known else ("", "", "")
@@ -79,12 +77,14 @@ class Run:
     Attributes:
         path: The folder.
         facts: What run.json says; empty without one, or where it can't be read.
+        ended: How it ended, in a few words.
         started: When the run began, or else when its first checkpoint was made, or its folder changed.
         checkpoints: The oldest first, and behind them those without a manifest.
     """
 
     path: Path
     facts: Mapping[str, Any]
+    ended: str
     started: datetime
     checkpoints: tuple[Checkpoint, ...]
 
@@ -98,15 +98,8 @@ class Run:
         """The best scores, the newest of each metric."""
         return {name: score for one in self.checkpoints for name, score in one.best.items()}
 
-    @property
-    def ended(self) -> str:
-        """How it ended, in a few words."""
-        if RUN_FILE not in os.listdir(self.path):
-            return f"no {RUN_FILE}"
-        return str(self.facts.get("ended") or _UNENDED) if self.facts else f"{RUN_FILE} can't be read"
-
-    def told(self) -> dict[str, Any]:
-        """Return what a program is told of it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known of it, for JSON."""
         return {
             "path": str(self.path),
             "started": self.started.isoformat(),
@@ -114,11 +107,11 @@ class Run:
             "seed": self.facts.get("seed"),
             "size": self.nbytes,
             "best": self.best,
-            "checkpoints": [one.facts() for one in self.checkpoints],
+            "checkpoints": [one.as_dict() for one in self.checkpoints],
         }
 
     def row(self) -> tuple[str, ...]:
-        """Return what a reader is told of it."""
+        """Return its cells in a table."""
         bad = [one.state for one in self.checkpoints if one.problem]
         notes = [self.ended, *(f"{bad.count(state)} {state}" for state in dict.fromkeys(bad))]
         saves = str(len(self.checkpoints))
@@ -140,11 +133,14 @@ def is_run(folder: Path) -> bool:
 
 def read(folder: Path) -> Run:
     """Return what is known of the run in *folder*."""
-    facts, checkpoints = read_run(folder) or {}, tuple(checkpoints_of(folder))
+    run, checkpoints = read_run(folder), tuple(checkpoints_of(folder))
+    facts = run or {}
+    unread = f"no {RUN_FILE}" if run is None else f"{RUN_FILE} can't be read"
+    ended = str(facts.get("ended") or "running or killed") if facts else unread
     created = [one.manifest.created for one in checkpoints if one.manifest is not None]
     said = facts.get("started")
     started = next((_moment(text) for text in (said, *created) if _moment(text)), None)
-    return Run(folder, facts, started or datetime.fromtimestamp(folder.stat().st_mtime, UTC), checkpoints)
+    return Run(folder, facts, ended, started or datetime.fromtimestamp(folder.stat().st_mtime, UTC), checkpoints)
 
 
 def checkpoints_of(folder: Path) -> Iterator[Checkpoint]:

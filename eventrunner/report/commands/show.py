@@ -25,8 +25,14 @@ def ls(folder: Path | None, out: Output) -> int:
         raise CheckpointNotFoundError(f"can't list {folder}, as no folder is there.")
     if is_checkpoint(folder):
         raise OptionError(f"can't list {folder}, which is a checkpoint; 'eventrunner show' says what is in it.")
-    runs = sorted(map(read, find_runs(folder)), key=lambda run: (run.started, run.path))
-    out.data({"runs": [run.told() for run in runs]})
+    runs, unreadable = [], {}
+    for path in find_runs(folder):
+        try:
+            runs.append(read(path))
+        except OSError as error:  # somebody else's, or it was removed just now
+            unreadable[str(path)] = str(error)
+    runs.sort(key=lambda run: (run.started, run.path))
+    out.data({"runs": [run.as_dict() for run in runs], "unreadable": unreadable})
     if [run.path for run in runs] == [folder]:
         out.line(f"{folder}: {runs[0].ended}")
         rows = runs[0].checkpoints
@@ -37,13 +43,15 @@ def ls(folder: Path | None, out: Output) -> int:
         head = ("RUN", "STARTED", "SAVES", "SIZE", "BEST", "ENDED")
         bad = [number for number, run in enumerate(runs) if any(one.problem for one in run.checkpoints)]
         out.table(head, [run.row() for run in runs], right=head[2:4], bad=bad)
-    else:
+    elif not unreadable:
         out.line(f"no run is below {folder}")
+    for reason in unreadable.values():
+        out.line(f"unreadable: {reason}", bad=True)
     return 0
 
 
 def show(path: Path, tensors: bool, out: Output) -> int:
-    """Tell what is known of a run or of a checkpoint."""
+    """Print what is known of a run or of a checkpoint."""
     if is_checkpoint(path):
         _show_checkpoint(path, tensors, out)
     elif is_run(path):
@@ -55,7 +63,7 @@ def show(path: Path, tensors: bool, out: Output) -> int:
 
 def _show_run(run: Run, out: Output) -> None:
     resumes = resumes_in(run.path)
-    out.data({**run.told(), "run": dict(run.facts), "resumes": resumes})
+    out.data({**run.as_dict(), "run": dict(run.facts), "resumes": resumes})
     facts = run.facts
     newest = [one.path.name for one in run.checkpoints if not one.problem]
     git = facts.get("git")
@@ -86,9 +94,9 @@ def _show_checkpoint(path: Path, tensors: bool, out: Output) -> None:
     ]
     files = {name: {"size": entry.size, "digest": entry.digest} for name, entry in manifest.files.items()}
     head = {"step": manifest.step, "epoch": manifest.epoch, "created": manifest.created, "format": manifest.format}
-    told = {**head, "versions": dict(manifest.versions), "meta": dict(manifest.meta), "files": files}
+    facts = {**head, "versions": dict(manifest.versions), "meta": dict(manifest.meta), "files": files}
     problem = problem_of(path, manifest)
-    out.data({"path": str(path), **told, "problem": problem, **({"tensors": listed} if tensors else {})})
+    out.data({"path": str(path), **facts, "problem": problem, **({"tensors": listed} if tensors else {})})
     out.line(str(path))
     out.fields(
         {
