@@ -36,6 +36,7 @@ Batch = Any
 """What the dataloader yields, on the device: a tensor or any nesting of containers."""
 
 _OPTIONS = "__eventrunner_options__"
+_COMMON = {"mutates": None, "ranks": "all", "collective": False}  # of a hook's options, those that its methods share
 _PREFIXES = ("before_", "after_", "on_")
 _MEANT = {
     "after_save_checkpoint": "after_commit_checkpoint",
@@ -86,15 +87,17 @@ def options(**given: Any) -> Callable[[F], F]:
 class Hook:
     """Base of hooks: override the methods of the sites that concern you.
 
-    ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them, and so does ``mutates``: what they
-    write to, as in ``Site.connect``. A hook that has a ``state_dict`` and a ``load_state_dict`` is saved with every
-    checkpoint and restored on resume. Registered with another Runner that trains, it is put back into the state in
-    which it was first registered; what is set after that holds. An override may name fewer arguments than its site
+    ``priority`` (a name, 0–100 or ``Priority``; 0 runs first) holds for all of them, and so do ``mutates``, ``ranks``
+    and ``collective``, as in ``Site.connect``. A hook that has a ``state_dict`` and a ``load_state_dict`` is saved with
+    every checkpoint and restored on resume. Registered with another Runner that trains, it is put back into the state
+    in which it was first registered; what is set after that holds. An override may name fewer arguments than its site
     has; it gets those that it names.
     """
 
     priority: int | str | Priority = "NORMAL"
     mutates: tuple[str, ...] | None = None
+    ranks: str = "all"
+    collective: bool = False
     stages: ClassVar[tuple[str, ...]] = tuple(spec.name for spec in RUN_SITES)
     """The sites of a run, in the order in which a run emits them."""
 
@@ -316,14 +319,11 @@ def connect_hook(bus: Bus, hook: Any, sender: Any, priority: int | str | Priorit
     """
     if isinstance(hook, type):
         raise HookError(f"connecting {hook.__name__}: give an object, as in {hook.__name__}(), not the class.")
-    common = {
-        "priority": _priority(hook, priority),
-        "label": _name(hook),
-        "mutates": getattr(hook, "mutates", None),
-    }
+    given = {name: getattr(hook, name, default) for name, default in _COMMON.items()}
+    common = {"priority": _priority(hook, priority), "label": _name(hook), **given}
     kind, sites = _kind_of(hook), {site.name: site for site in bus}
     _refuse_near_misses(tuple(sites), hook, kind)
-    known = kind.connections.setdefault((common["priority"], repr(common["mutates"]), working_directory()), {})
+    known = kind.connections.setdefault((common["priority"], repr(given), working_directory()), {})
     methods: list[tuple[str, Receiver, Connection]] = []
     for method in kind.methods:
         if method.name in sites or method.name.startswith(_PREFIXES):

@@ -80,7 +80,7 @@ RECEIVER = f"receiver in {HERE}:{receiver.__code__.co_firstlineno}"
 LEVELS = "HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW, LOWEST"
 NAMES = (
     "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
-    "worker, mutates"
+    "worker, mutates, ranks, collective"
 )
 
 
@@ -96,6 +96,7 @@ NAMES = (
         ({"once": "yes"}, "once='yes': give True or False."),
         ({"when": "always"}, "when='always': give a plain function that returns True where it should run."),
         ({"label": 1}, "label=1: give a str."),
+        ({"ranks": "rank 0"}, "ranks='rank 0': give one of all, main, local_main."),
         ({"priorty": 10}, f"there is no option 'priorty', only {NAMES}; did you mean 'priority'?"),
         ({"event_filter": receiver}, f"there is no option 'event_filter', only {NAMES}."),
     ],

@@ -380,9 +380,10 @@ async def waits() -> bool:
 INTERVAL = "give an int of 1 or more, or a time such as '10min'."
 TIME = "is not a time; write a number and ms, s, min or h, as in '10min'."
 START = "give an int of 0 or more."
+TOGETHER = "all ranks must call it at the same emissions, inline; leave one out."
 NAMES = (
     "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
-    "worker, mutates"
+    "worker, mutates, ranks, collective"
 )
 
 
@@ -420,6 +421,18 @@ NAMES = (
             {"mutates": ("modle",)},
             "mutates=('modle',): a receiver may write to model, optimizer, average, gradients; did you mean 'model'?",
         ),
+        ({"ranks": "mian"}, "ranks='mian': give one of all, main, local_main; did you mean 'main'?"),
+        ({"ranks": 0}, "ranks=0: give one of all, main, local_main."),
+        ({"collective": 1}, "collective=1: give True or False."),
+        (
+            {"ranks": "main", "mutates": ("model",)},
+            "ranks='main' with mutates=('model',): all ranks have these alike, and would no longer; leave out ranks=, "
+            "so that each changes its own.",
+        ),
+        ({"collective": True, "ranks": "main"}, f"collective=True with ranks='main': {TOGETHER}"),
+        ({"collective": True, "offload": True}, f"collective=True with offload=True: {TOGETHER}"),
+        ({"collective": True, "when": bool}, f"collective=True with when=: {TOGETHER}"),
+        ({"collective": True, "every": "10min"}, f"collective=True with every='10min': {TOGETHER}"),
         ({"priority": 200}, "priority 200 is not between 0 (runs first) and 100 (runs last)."),
     ],
 )

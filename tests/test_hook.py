@@ -734,7 +734,7 @@ def test_a_priority_that_cant_be_is_refused_with_the_hooks_name(given: bool) -> 
 
 NAMES = (
     "priority, every, start, once, when, label, offload, lane, barrier, max_pending, on_full, on_error, retries, "
-    "worker, mutates"
+    "worker, mutates, ranks, collective"
 )
 
 

@@ -21,6 +21,7 @@ from eventrunner.bus.freeze import Context
 from eventrunner.bus.ledger import Ledger
 from eventrunner.bus.options import Filter
 from eventrunner.bus.plan import checked_payload
+from eventrunner.bus.scope import Place
 from eventrunner.bus.signature import Receiver, short_path, where
 from eventrunner.bus.site import ANY, ANY_ID, Site, identity
 from eventrunner.bus.sites import CATALOGUE, SiteSpec, Unit
@@ -139,10 +140,14 @@ class Bus:
     def emitters(self, sender: Any, ledger: Ledger | None = None) -> Emitters:
         """Return the compiled emissions for *sender*, kept current for as long as the returned object lives.
 
-        With a *ledger*, what each receiver costs is written there.
+        With a *ledger*, what each receiver costs is written there. Where the sender has ``ranks``, these say which
+        rank this process is, for every emission of the bus; where none has, the environment does.
         """
-        emitters = Emitters(identity(sender), ledger)
+        emitters, place = Emitters(identity(sender), ledger), Place.of(sender)
         with self._context.changes:
+            if place not in (None, self._context.place):
+                self._context.place = place
+                self.refresh()
             self._emitters.add(emitters)
             for site in self:
                 site.attach(emitters)

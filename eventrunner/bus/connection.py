@@ -56,6 +56,7 @@ class Connection:
     sender: Any = None
     elsewhere: Collection[str] = ()
     _readings: dict[tuple[str, ...], tuple[Wants, Wants]] = field(default_factory=dict)
+    _guarded: Task | None = None
 
     @property
     def receiver(self) -> Receiver | None:
@@ -88,6 +89,13 @@ class Connection:
             wants = self._wants(self.receiver, payload), self._wants(self.options.when, payload)
             self._readings[payload] = wants
         return wants
+
+    def guarded_task(self, guard: Callable[[Receiver], Receiver]) -> Task:
+        """Return its task with the call in a guard: the same each time, as what becomes of a task is kept for each."""
+        assert self.task is not None  # of offloaded ones only
+        if self._guarded is None:
+            self._guarded = replace(self.task, call=guard(self.task.call))
+        return self._guarded
 
     def of_another(self, receiver: Receiver, fan_in: Receiver | None = None) -> Connection:
         """Return the same of *receiver*, the same method of another object, not yet anybody's; for what is inline.
@@ -148,6 +156,8 @@ def _refuse_generator(receiver: Receiver, site: str) -> None:
 def _is_offloaded(options: Options, awaits: bool) -> bool:
     if awaits and options.offload is False:
         raise OptionError("offload=False on an async def, which can't be called inline; leave it out.")
+    if awaits and options.collective:
+        raise OptionError("collective=True on an async def, which can't be called inline; make it a def.")
     offloaded = awaits if options.offload is None else options.offload
     if not offloaded and options.lane != LaneOptions():
         raise OptionError("lane, barrier and what else concerns a lane are of use with offload=True only; add that.")
@@ -182,6 +192,7 @@ class Table:
 
     def __init__(self, anybody: Hashable, barrier_changed: Callable[[str], None] = lambda site: None) -> None:
         self.anybody, self._barrier_changed = anybody, barrier_changed
+        self.has_scoped = False  # or had: whether a connection is for some ranks alone
         self._by_sender: dict[Hashable, dict[Hashable, Connection]] = {}
 
     def __len__(self) -> int:
@@ -196,6 +207,7 @@ class Table:
         receiver_id, sender_id = key
         old = self.get(key)
         if connection is not None:
+            self.has_scoped |= connection.options.ranks != "all"
             self._by_sender.setdefault(sender_id, {})[receiver_id] = connection
         else:
             bucket = self._by_sender.get(sender_id, {})

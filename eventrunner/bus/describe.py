@@ -9,6 +9,8 @@ from eventrunner.bus.connection import Connection
 
 __all__ = ["Plan", "PlanRow"]
 
+_WHERE = {"all": "", "main": "on rank 0", "local_main": "on each machine's first rank"}
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
@@ -21,12 +23,16 @@ class PlanRow:
     filters: str
     lane: str = ""
     barrier: str = ""
+    ranks: str = "all"
+    collective: bool = False
 
     @property
     def described(self) -> str:
         """The filters, and where it runs, in words."""
         until = f", waited for at {self.barrier}" if self.barrier else ""
-        return ", ".join(part for part in (self.filters, f"in lane {self.lane!r}{until}" if self.lane else "") if part)
+        lane = f"in lane {self.lane!r}{until}" if self.lane else ""
+        together = "on all ranks together" if self.collective else ""
+        return ", ".join(part for part in (self.filters, _WHERE[self.ranks], together, lane) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Plan:
                     filters=c.options.described(c.unit),
                     lane=c.task.lane if c.task is not None else "",
                     barrier=c.barrier,
+                    ranks=c.options.ranks,
+                    collective=c.options.collective,
                 )
                 for c in connections
             )

@@ -213,7 +213,7 @@ class Emissions:
         return compile_plan(self.site, reached, given, self.context, barriers, mode, samples, whole)
 
     def _reached(self, sender_id: Hashable) -> list[Connection]:
-        return [] if self.muted else self.table.reached_by(sender_id)
+        return [] if self.muted else self.context.here(self.table, sender_id)
 
     def _accounted(self, emitters: Emitters, sender_id: Hashable, given: tuple[str, ...], ledger: Ledger) -> Emit:
         """Compile a plan whose inline calls are timed: at the sites of single iterations, in turns with another one."""
@@ -257,6 +257,8 @@ class Emissions:
     def _refresh(self, emitters: Emitters) -> None:
         sender_id = emitters._sender_id  # noqa: SLF001  # every public name may be a site's
         quiet = self.muted or not self.table.reaches(sender_id)
+        if not quiet and self.table.has_scoped:
+            quiet = not self._reached(sender_id)
         if quiet and self.context.has_barriers:
             quiet = not self.context.barriers_at(self.site, sender_id)
         emitters._turns.pop(self.site, None)  # noqa: SLF001

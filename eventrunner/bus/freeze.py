@@ -7,6 +7,7 @@ the receiver is called at once, with arguments that are frozen all the same.
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
@@ -16,6 +17,8 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from eventrunner.bus.connection import Connection, Table
+from eventrunner.bus.scope import Place
+from eventrunner.bus.signature import Receiver
 from eventrunner.errors import OptionError, UnknownSiteError, did_you_mean
 from eventrunner.lanes.importable import line_run_again
 from eventrunner.lanes.lanes import Lanes, run_now
@@ -89,6 +92,7 @@ class Context:
         changes: Within it, connections are changed.
         names: What the sites' payloads have.
         has_barriers: Whether any lane is, or was, waited for at some site.
+        place: Which of how many ranks this process is, as a sender has said; None where none has.
     """
 
     def __init__(self, anybody: Hashable, identity: Callable[[Any], Hashable]) -> None:
@@ -99,6 +103,7 @@ class Context:
         self.names: frozenset[str] = frozenset()
         self._lanes: dict[Hashable, Lanes] = {}
         self.has_barriers = False
+        self.place: Place | None = None
 
     def draft(self) -> Context:
         """One that knows the same sites, and of which they know nothing."""
@@ -110,6 +115,21 @@ class Context:
         """Take in a site: its connections, what is to be called when the waiting at it changes, and its payload."""
         self._sites[site] = table, changed
         self.names |= frozenset(payload)
+
+    def here(self, table: Table, sender_id: Hashable) -> list[Connection]:
+        """Return the connections that *sender* reaches on this rank, in the order in which they run."""
+        reached = table.reached_by(sender_id)
+        if not table.has_scoped:
+            return reached
+        place = self.place or Place.of_environment()
+        return [connection for connection in reached if place.is_in(connection.options.ranks)]
+
+    def guard_of(self, connection: Connection) -> Callable[[Receiver], Receiver] | None:
+        """Return what keeps a receiver that only some ranks call from waiting for the others; None where all do."""
+        place = self.place
+        if connection.options.ranks == "all" or place is None or place.world == 1 or place.guard is None:
+            return None
+        return functools.partial(place.guard, f"{connection.name} ({connection.location}) at {connection.site!r}")
 
     def barrier_changed(self, site: str) -> None:
         """Take note that a lane is now waited for at *site*, or no longer."""
@@ -142,7 +162,7 @@ class Context:
         if not self.has_barriers:  # it is asked at each connection
             return []
         sites = tuple(self._sites.values())
-        reached = (connection for table, _ in sites for connection in table.reached_by(sender_id))
+        reached = (connection for table, _ in sites for connection in self.here(table, sender_id))
         return list(dict.fromkeys(c.task.lane for c in reached if c.task is not None and c.barrier == site))
 
     def wait(self, sender: Any, lane: str, site: str) -> None:
@@ -185,6 +205,9 @@ class Context:
         """Return what a plan calls instead of an offloaded receiver: with the sender, then as it would call that."""
         task = connection.task
         assert task is not None  # the plan asks for offloaded ones only
+        guard = self.guard_of(connection)
+        if guard is not None and task.worker != "process":  # another process is no rank
+            task = connection.guarded_task(guard)
 
         def offload(sender: Any, /, *args: Any, **kwargs: Any) -> None:
             frozen = [_view(sender) if each is sender else freeze(each) for each in args]

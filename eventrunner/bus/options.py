@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventrunner.bus.priority import Priority, get_priority
+from eventrunner.bus.scope import SCOPES
 from eventrunner.bus.signature import Receiver
 from eventrunner.bus.signature import label as label_of
 from eventrunner.bus.sites import Unit
-from eventrunner.checks import check_bools, check_ints, is_int, refusal
+from eventrunner.checks import check_bools, check_choices, check_ints, is_int, refusal
 from eventrunner.errors import OptionError, did_you_mean, listed
 from eventrunner.lanes.lanes import OnFull
 from eventrunner.lanes.task import inert_kind
@@ -24,7 +25,8 @@ from eventrunner.units import parse_duration
 __all__ = ["Filter", "FilterState", "LaneOptions", "Options", "parse_options"]
 
 _LANE_NAMES = ("lane", "barrier", "max_pending", "on_full", "on_error", "retries", "worker")
-_NAMES = ("priority", "every", "start", "once", "when", "label", "offload", *_LANE_NAMES, "mutates")
+_OF_RANKS = ("mutates", "ranks", "collective")
+_NAMES = ("priority", "every", "start", "once", "when", "label", "offload", *_LANE_NAMES, *_OF_RANKS)
 _PARTS = ("model", "optimizer", "average", "gradients")
 
 
@@ -46,7 +48,8 @@ class Options:
     """What a connection was made with.
 
     ``period`` is ``every="10min"`` in seconds, ``label`` empty if not given. ``offload`` is None where it was left
-    open, and ``mutates`` where the receiver may write to anything.
+    open, and ``mutates`` where the receiver may write to anything. ``ranks`` is one of ``SCOPES``; ``collective`` says
+    that all ranks call it together.
     """
 
     priority: int = int(Priority.NORMAL)
@@ -59,6 +62,8 @@ class Options:
     offload: bool | None = None
     lane: LaneOptions = LaneOptions()
     mutates: tuple[str, ...] | None = None
+    ranks: str = "all"
+    collective: bool = False
 
     @property
     def may_write(self) -> bool:
@@ -95,6 +100,8 @@ def parse_options(
     label: str | None = None,
     offload: bool | None = None,
     mutates: tuple[str, ...] | None = None,
+    ranks: str = "all",
+    collective: bool = False,
     **others: Any,
 ) -> Options:
     """Check connection options; *others* are those of :class:`LaneOptions`.
@@ -119,8 +126,12 @@ def parse_options(
         raise refusal("", "when", when, "a plain function that returns True where it should run")
     if not isinstance(label, str | None):
         raise refusal("", "label", label, "a str")
-    lane = _lane_options(offload, others)
-    return Options(number, count, period, start, once, when, label or "", offload, lane, _checked_parts(mutates))
+    lane, parts = _lane_options(offload, others), _checked_parts(mutates)
+    _check_scope(ranks, parts)
+    check_bools("", collective=collective)
+    if collective:
+        _refuse_differing(ranks, offload, when, every if period else None)
+    return Options(number, count, period, start, once, when, label or "", offload, lane, parts, ranks, collective)
 
 
 def _lane_options(offload: bool | None, given: dict[str, Any]) -> LaneOptions:
@@ -133,6 +144,29 @@ def _lane_options(offload: bool | None, given: dict[str, Any]) -> LaneOptions:
     if offload is False and given:
         raise OptionError(f"{next(iter(given))}= is of use to an offloaded receiver only; leave out offload=False.")
     return lane
+
+
+def _check_scope(ranks: str, mutates: tuple[str, ...] | None) -> None:
+    check_choices("", SCOPES, ranks=ranks)
+    if ranks != "all" and mutates:
+        raise OptionError(
+            f"ranks={ranks!r} with mutates={mutates!r}: all ranks have these alike, and would no longer; leave out "
+            "ranks=, so that each changes its own."
+        )
+
+
+def _refuse_differing(ranks: str, offload: bool | None, when: Receiver | None, period: int | str | None) -> None:
+    """Refuse options by which a collective receiver might run on one rank and not, or elsewhere, on another."""
+    differing = {
+        f"ranks={ranks!r}": ranks != "all",
+        f"offload={offload!r}": bool(offload),
+        "when=": when is not None,
+        f"every={period!r}": period is not None,
+    }
+    for option in (option for option, is_given in differing.items() if is_given):
+        raise OptionError(
+            f"collective=True with {option}: all ranks must call it at the same emissions, inline; leave one out."
+        )
 
 
 def _checked_parts(mutates: object) -> tuple[str, ...] | None:

@@ -266,14 +266,18 @@ class _Source:
     def _source(self, index: int, connection: Connection) -> str:
         """Return the call itself, and what becomes of its result, as source text."""
         receiver, wants, shortcut = f"receiver_{index}_", connection.read(self.given)[0], connection.shortcut
+        guard, function = self.context.guard_of(connection), receiver
+        if guard is not None:
+            self.namespace[f"guard_{index}_"] = guard
+            function = f"guard_{index}_({receiver})"
         if self.mode.wrapper:
-            function = f"wrapper_({receiver})" if self._is_of_other_kind(connection) else receiver
+            function = f"wrapper_({function})" if self._is_of_other_kind(connection) else function
             wait = "await " if self.mode is SEND_ASYNC else ""
             return f"results_.append(({receiver}, {wait}{wants.source(function, SENDER_NAME, self.given)}))"
-        call = wants.source(receiver, SENDER_NAME, self.given)
+        call = wants.source(function, SENDER_NAME, self.given)
         if shortcut is not None and shortcut[1] == tuple(self.given):
             self.namespace[receiver] = shortcut[0]
-            call = f"{receiver}({', '.join((SENDER_NAME, *self.given, repr(shortcut[2])))})"
+            call = f"{function}({', '.join((SENDER_NAME, *self.given, repr(shortcut[2])))})"
         self.namespace[f"check_{index}_"] = functools.partial(check_result, connection)
         return f"if (result_ := {call}) is not None: check_{index}_(result_)"
 

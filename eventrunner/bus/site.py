@@ -117,6 +117,8 @@ class Site(blinker.Signal):
         label: str | None = None,
         offload: bool | None = None,
         mutates: tuple[str, ...] | None = None,
+        ranks: str = "all",
+        collective: bool = False,
         **lane_options: Any,
     ) -> F:
         """Connect *receiver*, called when *sender* (default: anybody) emits this site; return the receiver.
@@ -146,6 +148,12 @@ class Site(blinker.Signal):
             mutates: What the receiver writes to, out of ``model``, ``optimizer``, ``average`` and ``gradients``; ``()``
                 for nothing. One that doesn't say is taken to write to anything: where a save is still copying
                 weights, it runs when they are copied.
+            ranks: Which ranks of a run call it: ``"all"``, ``"main"``, which is rank 0, or ``"local_main"``, the first
+                one of each machine. With several ranks, a receiver that isn't called by all is refused every
+                collective in its own thread, before it is sent: the other ranks would take it for their next one.
+            collective: It communicates with the other ranks: all call it, at the same emissions and inline, so that
+                ``ranks``, ``offload``, ``when`` and an ``every`` by time are refused. When a session begins, all ranks
+                must have the same such receivers.
             **lane_options: Of an offloaded receiver: ``lane``, the lane's name (by default each receiver has its
                 own); ``barrier``, a site that isn't emitted until the lane is done; ``max_pending`` (1,000) jobs, and
                 what a further one does, ``on_full``: ``"wait"``, ``"coalesce"`` (take the newest one's place),
@@ -161,8 +169,8 @@ class Site(blinker.Signal):
             OptionError: an option that there isn't, or a value that it can't have.
         """
         filters: dict[str, Any] = {"every": every, "start": start, "once": once, "when": when}
-        ways: dict[str, Any] = {"offload": offload, "mutates": mutates, **lane_options}
-        connection = self.check(receiver, priority=priority, label=label, **filters, **ways)
+        ways: dict[str, Any] = {"offload": offload, "mutates": mutates, "ranks": ranks, "collective": collective}
+        connection = self.check(receiver, priority=priority, label=label, **filters, **ways, **lane_options)
         if weak and connection.task is not None:
             raise OptionError(
                 f"connecting {connection.name} to {self.name!r} with weak=True: a lane holds what it runs."
