@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import json
 import os
 import re
@@ -39,7 +38,6 @@ _ECHO = 0.3  # seconds for the cause of a connection that has closed to be told
 _LEAVE = 5.0  # seconds that rank 0, which serves the store, waits for the others to have read their last event
 _LONGEST = 20_000  # characters of a traceback that are sent
 _FOREIGN = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")
-_numbers = itertools.count()  # of sessions; the same on all ranks, as they run the same script
 
 
 class Ticking(Protocol):
@@ -111,7 +109,7 @@ class Agreement:
         self._ended = 0  # ranks that have
         self._out = threading.Event()  # set: the training thread leaves by itself
         self._over = threading.Event()  # set: there are no more events, or one was a failure
-        prefix = f"session/{next(_numbers)}"
+        prefix = f"session/{next(ranks.sessions)}"
         self._posts = _Events(ranks, prefix, "training")
         self._events = _Events(ranks, prefix, "sentinel")
         self._lifeline = _Lifelines(ranks, prefix) if ranks.is_main else _Lifeline(ranks, prefix)

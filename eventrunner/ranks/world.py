@@ -11,8 +11,8 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,12 +37,14 @@ class Ranks:
         world: How many there are.
         control: The store by which they speak beside the collectives; None with one process. Each thread takes a
             ``clone()`` of its own.
+        sessions: Numbers for what they begin together, the same on all as all begin the same.
     """
 
     rank: int = 0
     local_rank: int | None = None
     world: int = 1
     control: Any = None
+    sessions: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def is_main(self) -> bool:
