@@ -5,6 +5,7 @@ sentinel, reads them. A request is a gate: the sentinel first puts it where the 
 ticks the loop has passed and posts that; once all ranks have, the gate opens at the highest of these and one. Nobody
 can have passed that tick: the loop counts it first, and then looks. The loop itself posts no tick, as it may be in a
 collective that waits for a rank which waits for its number. As long as nobody asks, there is nothing but the count.
+Where all ranks come together anyway, at the end of an epoch or a validation, they meet, and do at once what was asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import selectors
 import socket
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +37,9 @@ __all__ = ["Agreement", "Failure", "Ticking"]
 _FOREVER = datetime.timedelta(days=3650)  # a wait of torch's that ends prints two warnings
 _GRACE = 1.0  # seconds in which a rank that has been told of a failure comes out by itself
 _ECHO = 0.3  # seconds for the cause of a connection that has closed to be told
-_LEAVE = 5.0  # seconds that rank 0, which serves the store, waits for the others to have read their last event
+_LEAVE = 2.0  # seconds that rank 0, which serves the store, waits for the others to have read their last event
 _LONGEST = 20_000  # characters of a traceback that are sent
-_FOREIGN = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")
+_FOREIGN = (*(str(Path(each).parent) for each in (Path(__file__).parent, torch.__file__, os.__file__)), "<")
 
 
 class Ticking(Protocol):
@@ -65,7 +67,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, rank: int, iteration: int) -> Self:
-        """Return that of an exception: the site, and the innermost line that is neither torch's nor ours."""
+        """Return that of an exception: the site, and the innermost line that isn't torch's, Python's or ours."""
         frames = traceback.extract_tb(error.__traceback__)
         sites = [frame.filename[14:-1] for frame in frames if frame.filename.startswith("<receivers of ")]
         lines = [
@@ -84,6 +86,9 @@ class Failure:
 
     def __str__(self) -> str:
         return f"rank {self.rank}, {self.where}: {self.error}"
+
+
+_GONE = Failure(0, "which serves the control store", "its process is gone")
 
 
 class Agreement:
@@ -106,13 +111,16 @@ class Agreement:
         self.failure: Failure | None = None
         """The first, once it is known here."""
         self._gates: dict[str, _Gate] = {}
-        self._ended = 0  # ranks that have
+        self._ended = self._here = 0  # ranks that have ended, and those that have come to a meeting, all in all
+        self._due: list[_Gate] = []  # what was asked before the last meeting, and
+        self._met = threading.Semaphore(0)  # whether everybody has come to it
+        self._aborting = threading.Lock()
         self._out = threading.Event()  # set: the training thread leaves by itself
         self._over = threading.Event()  # set: there are no more events, or one was a failure
         prefix = f"session/{next(ranks.sessions)}"
         self._posts = _Events(ranks, prefix, "training")
         self._events = _Events(ranks, prefix, "sentinel")
-        self._lifeline = _Lifelines(ranks, prefix) if ranks.is_main else _Lifeline(ranks, prefix)
+        self._lifeline = _Lifelines(ranks, prefix) if ranks.is_main else _Lifeline(ranks, prefix, self._abort)
         self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
         self._thread.start()
 
@@ -120,6 +128,14 @@ class Agreement:
         """Ask all ranks for something. For the training thread alone, which has a store client of its own."""
         if self.failure is None:
             self._posts.post(kind="ask", asked=[kind, told])
+
+    def meet(self) -> None:
+        """Wait until all ranks are here, and do what any has asked for before. All must call it, in the same place."""
+        self._posts.post(kind="here")
+        self._met.acquire()
+        self.check()
+        for gate in self._due:
+            self._do(gate)
 
     def fail(self, error: BaseException, iteration: int) -> BaseException:
         """Tell all ranks that this one fails with *error*, unless another has before; return what it is to raise."""
@@ -154,32 +170,45 @@ class Agreement:
             self._posts.post(kind="end")
         self._over.wait()
         self._out.set()
+        self.check()  # else the sentinel may still wait for events of a store that is gone
         self._thread.join()
         self._lifeline.close()
-        self.check()
+
+    def leave(self) -> None:
+        """End, failed or not: rank 0, with which the store goes, when the others have read what was first."""
+        self._lifeline.close()
 
     def _watch(self) -> None:
         try:
             while not self._over.is_set():
                 self._take(**self._events.read())
         except Exception as error:  # noqa: BLE001  # whatever torch raises where nobody serves any more
-            self._abort(Failure(0, "which serves the control store", f"it is gone: {error}"))
+            self._abort(dataclasses.replace(_GONE, error=f"{_GONE.error}: {error}"))
 
     def _take(self, kind: str, rank: int, id: str, **told: Any) -> None:  # noqa: A002
         if kind == "ask":
             self._shut(id, *told["asked"])
         elif kind == "tick":
             self._gates[told["gate"]].count(rank, told["ticks"], self._world)
+        elif kind == "here":
+            self._here += 1
+            if self._here % self._world == 0:
+                self._due = [gate for gate in self._gates.values() if not gate.done]
+                self._met.release()
         elif kind == "abort":
             self._abort(Failure(**told["failure"]))
         else:
             self._ended += 1
             if self._ended == self._world:
-                self._over.set()
+                with self._aborting:
+                    self._over.set()
 
     def _shut(self, name: str, kind: str, told: dict[str, Any]) -> None:
-        """Put a gate before the loop, and then say how far it has come; of several for the same, the first counts."""
-        if all(gate.asked != (kind, told) for gate in self._gates.values()):
+        """Put a gate before the loop, and then say how far it has come; but for what others are asking for already.
+
+        What is known is so by the events read alone, and not by what the loop has done: all ranks must decide alike.
+        """
+        if all(gate.known.is_set() or gate.asked != (kind, told) for gate in self._gates.values()):
             gate = self._gates[name] = _Gate(self, (kind, told))
             self._session.requested.append(gate)
             self._events.post(kind="tick", gate=name, ticks=self._session.ticks)
@@ -191,16 +220,27 @@ class Agreement:
         if self._session.ticks < gate.opens:
             self._session.later.append(gate)
         else:
+            self._do(gate)
+
+    def _do(self, gate: _Gate) -> None:
+        if not gate.done:
+            gate.done = True
             kind, told = gate.asked
             self._answer(kind, **told)
 
     def _abort(self, failure: Failure) -> None:
-        self.failure = failure
+        with self._aborting:
+            if self._over.is_set():  # another was first, or all have ended
+                return
+            self.failure = failure
+            self._over.set()
         keep_group()
         self._session.requested.append(self.check)
         for gate in self._gates.values():
             gate.known.set()
-        self._over.set()
+        self._met.release()
+        if self._rank:
+            self._lifeline.close()
         if not self._out.wait(_GRACE):
             self._end(failure)
             if not self._out.is_set():
@@ -212,7 +252,7 @@ class _Gate:
 
     def __init__(self, agreement: Agreement, asked: tuple[str, dict[str, Any]]) -> None:
         self._agreement, self.asked, self._ticks = agreement, asked, dict[int, int]()
-        self.opens, self.known = 0, threading.Event()
+        self.opens, self.known, self.done = 0, threading.Event(), False
 
     def __call__(self) -> None:
         self._agreement.pass_gate(self)
@@ -248,18 +288,39 @@ class _Events:
         return event
 
 
-class _Lifeline:
-    """A connection to rank 0, which the kernel closes when this process is gone."""
+_lines: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
-    def __init__(self, ranks: Ranks, prefix: str) -> None:
+
+def _close_lines() -> None:
+    """In a process that was forked, a worker: keep no line open that ends with its parent."""
+    for line in list(_lines):
+        line.close()
+
+
+os.register_at_fork(after_in_child=_close_lines)
+
+
+class _Lifeline:
+    """A connection to rank 0, which the kernel closes when the process at either end is gone."""
+
+    def __init__(self, ranks: Ranks, prefix: str, on_failure: Callable[[Failure], Any]) -> None:
         port = int(PrefixStore(prefix, ranks.control.clone()).get("lifeline"))
         self._socket = socket.create_connection((ranks.control.host, port), _LEAVE)
+        _lines.add(self._socket)
+        self._socket.settimeout(None)
         self._socket.sendall(f"{ranks.rank} ".encode())
+        self._on_failure = on_failure
+        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def close(self) -> None:
-        """Say that this rank leaves in peace."""
-        with self._socket, contextlib.suppress(OSError):
+        """Say that this rank leaves, and why it does is known."""
+        with self._socket, contextlib.suppress(OSError):  # or the other end is gone, or it was said before
             self._socket.sendall(b".")
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _watch(self) -> None:
+        if not _received(self._socket):  # rank 0 says nothing
+            self._on_failure(_GONE)
 
 
 class _Lifelines:
@@ -268,6 +329,7 @@ class _Lifelines:
     def __init__(self, ranks: Ranks, prefix: str) -> None:
         self._events = _Events(ranks, prefix, "lifelines")
         self._left, self._server = ranks.world - 1, socket.create_server(("", 0))
+        _lines.add(self._server)
         PrefixStore(prefix, ranks.control.clone()).set("lifeline", str(self._server.getsockname()[1]))
         self._thread = threading.Thread(target=self._watch, name="lifelines", daemon=True)
         self._thread.start()
@@ -284,6 +346,7 @@ class _Lifelines:
                 for key, _ in selector.select():
                     if key.fileobj is self._server:
                         line, _ = self._server.accept()
+                        _lines.add(line)
                         said[line] = b""
                         selector.register(line, selectors.EVENT_READ)
                         continue

@@ -133,6 +133,7 @@ def _agreeing(run: Run, mode: str, asked: StopRequest) -> Iterator[None]:
         agreement.close()
     finally:
         run.session.agreement = None
+        agreement.leave()
 
 
 def _first_failure(run: Run, error: BaseException) -> BaseException:

@@ -145,7 +145,7 @@ class TrainLoop:
         session = self.runner.session
         session.training_began = True
         self.runner.call_hook("before_train")
-        session.tick()
+        session.meet()
         if session.pending_rng is not None:
             set_rng_state(session.pending_rng)
             session.pending_rng = None
@@ -268,6 +268,8 @@ class TrainLoop:
             return
         if done % self.val_interval == 0 or done == self._maximum:
             loop.run()
+            if self._several:
+                self._session.meet()
 
     def _begin_epoch(self) -> bool:
         """Emit ``before_train_epoch``; False where the training was stopped before its first iteration.
@@ -294,6 +296,8 @@ class TrainLoop:
             runner.emitters.after_train_epoch(runner)
         if runner.session.requested:
             runner.session.tick()
+        if self._several:
+            self._session.meet()
         progress.epoch += 1
         progress.epoch_done = 0
 

@@ -124,6 +124,13 @@ class Session:
             self.requested[:0] = self.later
             self.later.clear()
 
+    def meet(self) -> None:
+        """Where all ranks come together, do at once what was requested, and what any rank has asked all for."""
+        self.ticks += 1
+        self.tick()
+        if self.agreement is not None:
+            self.agreement.meet()
+
     def post(self, kind: str, **told: Any) -> bool:
         """Have all ranks do something at one tick; False where there is only one, which does it itself."""
         if self.agreement is None:
