@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import sys
@@ -300,21 +301,28 @@ def test_what_cannot_be_is_one_sentence(home: Path, arguments: list[str], code: 
     assert done.stderr.count("\n") == 1
 
 
+def list_into(output: Any, home: Path) -> subprocess.CompletedProcess[bytes]:
+    """What ``ls`` comes to where its output fails, which Python would try once more at exit."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "eventrunner", "ls"]
+    return subprocess.run(
+        command, cwd=home, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+
+
 def test_a_closed_pipe_ends_it_quietly(home: Path) -> None:
     """As any tool's end in ``| head``."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "eventrunner", "ls"]
     with os.fdopen(write, "wb") as pipe:
-        done = subprocess.run(command, cwd=home, stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = list_into(pipe, home)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_full_disk_is_said(home: Path) -> None:
     """Once, and it isn't success."""
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "eventrunner", "ls"]
-        done = subprocess.run(command, cwd=home, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = list_into(full, home)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
 
@@ -417,6 +425,20 @@ def test_export_writes_over_nothing(home: Path, tmp_path: Path, capsys: pytest.C
     torch.save({"sparse": torch.eye(2).to_sparse()}, tmp_path / "sparse.pth")
     assert main(["export", str(tmp_path / "sparse.pth"), str(tmp_path / "s.safetensors")]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sparse.pth", "w.pth"]
+
+
+def test_an_export_that_fails_leaves_nothing(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a disk, or here the limit of a file's size, ends in the middle of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        codes = [
+            main(["export", str(home / RUN / "epoch_2"), str(tmp_path / f"w.{end}")]) for end in ("pth", "safetensors")
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (codes, list(tmp_path.iterdir())) == ([1, 1], [])
+    assert capsys.readouterr().err.count("File too large") == 2
 
 
 def test_env_is_what_a_bug_report_needs(tmp_path: Path) -> None:
