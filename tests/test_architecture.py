@@ -34,7 +34,7 @@ RUNS = ("runner", "run")
 """What a run is called where it is an argument or an attribute."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IMPORTER = {
-    "torch.distributed": {"ranks.control", "ranks.world"},
+    "torch.distributed": {"ranks.control", "ranks.guard", "ranks.world"},
     "structlog": {"report.log"},
     "rich": {"report.terminal"},
     "blinker": {"bus.site"},

@@ -26,7 +26,9 @@ import torchdata.nodes
 from blinker import _utilities
 from torch import nn
 from torch.autograd import profiler
+from torch.distributed import distributed_c10d
 from torch.optim import lr_scheduler
+from torch.utils import _python_dispatch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -249,6 +251,27 @@ def tensors_are_rebuilt_by_name() -> bool:
     return b"torch._utils\n_rebuild_tensor_v2" in pickled and b"torch._utils\n_rebuild_sparse_tensor" in pickled
 
 
+def operations_that_communicate_come_to_a_mode() -> bool:
+    seen = list[str]()
+
+    class Seeing(_python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(f"{func.namespace}.{func.overloadpacket.__name__}")
+            return args[0]
+
+    one = torch.ones(1)
+    with Seeing():
+        torch.ops._c10d_functional.all_reduce(one, "sum", "nobody")
+        torch.ops._c10d_functional.wait_tensor(one)
+    named = torch.ops._c10d_functional_autograd.all_to_all_single, torch.ops._dtensor.shard_dim_alltoall
+    return all(named) and seen == ["_c10d_functional.all_reduce", "_c10d_functional.wait_tensor"]
+
+
+def groups_are_made_in_one_place() -> bool:
+    makes = "_new_group_with_tag(" in inspect.getsource(distributed_c10d.new_group)
+    return makes and callable(distributed_c10d.split_group)
+
+
 @dataclass(frozen=True)
 class Private:
     """What is leaned on: its names in the source, the files that have them, and what fails without."""
@@ -407,6 +430,20 @@ LEANED_ON = (
         ("training/workers.py",),
         "workers, which outlast SIGTERM during a run, would hang its end",
         a_process_is_ended_by_what_started_it,
+    ),
+    Private(
+        ("_python_dispatch", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "_wrap_tensor_autograd"),
+        "torch's dispatcher, and the namespaces of what communicates there",
+        ("ranks/guard.py",),
+        "a collective that one rank alone calls would be taken by the others for their next one",
+        operations_that_communicate_come_to_a_mode,
+    ),
+    Private(
+        ("_new_group_with_tag",),
+        "the ways to make a group of ranks",
+        ("ranks/guard.py",),
+        "one rank alone would make a group that the others don't know of, and count groups otherwise from then on",
+        groups_are_made_in_one_place,
     ),
     Private(
         ("_utils",),

@@ -129,7 +129,8 @@ class Context:
         place = self.place
         if connection.options.ranks == "all" or place is None or place.world == 1 or place.guard is None:
             return None
-        return functools.partial(place.guard, f"{connection.name} ({connection.location}) at {connection.site!r}")
+        who = f"{connection.name} in {connection.location}, called by ranks={connection.options.ranks!r} alone,"
+        return functools.partial(place.guard, who)
 
     def barrier_changed(self, site: str) -> None:
         """Take note that a lane is now waited for at *site*, or no longer."""

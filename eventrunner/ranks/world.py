@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eventrunner.errors import OptionError, RankError
 from eventrunner.ranks.control import PrefixStore, TCPStore, launched, open_control
+from eventrunner.ranks.guard import guarded
 
 __all__ = ["ALONE", "Ranks", "join", "keep_group"]
 
@@ -45,6 +46,9 @@ class Ranks:
     world: int = 1
     control: Any = None
     sessions: Iterator[int] = field(default_factory=itertools.count)
+
+    guard = staticmethod(guarded)
+    """What keeps a receiver from communicating: the bus asks for it where only some ranks call one."""
 
     @property
     def is_main(self) -> bool:
