@@ -82,6 +82,7 @@ def test_train_digits_reaches_97_percent_keeps_the_best_and_resumes(tmp_path: Pa
     assert json.loads((folder / "MANIFEST.json").read_text())["meta"]["best"]["accuracy"] == pytest.approx(best)
 
 
+@pytest.mark.long
 def test_train_bytes_learns_and_saves_the_averaged_weights(tmp_path: Path) -> None:
     """A few iterations on the standard library's source take the loss well below that of guessing bytes (5.5)."""
     sizes = ("--iters", "24", "--bytes", "300000", "--batch", "8")

@@ -192,6 +192,7 @@ def test_a_training_begins_with_closed_streams(tmp_path: Path) -> None:
     check_complete(tmp_path, "stdout")
 
 
+LONG = pytest.mark.long
 LINKED = "(path := next(runner.work_dir.glob('tensorboard/*'))).unlink(); path.symlink_to('/dev/full')"
 
 
@@ -200,8 +201,10 @@ LINKED = "(path := next(runner.work_dir.glob('tensorboard/*'))).unlink(); path.s
     [
         ("lose('log.txt')", "dict(interval=1)", "dict()"),
         ("lose('log.jsonl')", "dict(interval=1)", "dict(interval=-1, save_last=False)"),
-        ("lose('log.jsonl')", "dict(interval=1, offload=False)", "dict(mode='sync')"),
-        (LINKED, "dict(interval=1, tensorboard=True)", "dict()"),
+        pytest.param(
+            "lose('log.jsonl')", "dict(interval=1, offload=False)", "dict(mode='sync')", marks=pytest.mark.long
+        ),
+        pytest.param(LINKED, "dict(interval=1, tensorboard=True)", "dict()", marks=pytest.mark.long),
     ],
     ids=["log.txt", "log.jsonl", "log.jsonl at once", "tensorboard"],
 )

@@ -174,7 +174,7 @@ def test_a_daemonic_child_doesnt_keep_the_interpreter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.4], ids=["at once", "when the run has ended"])
-@pytest.mark.parametrize("second", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("second", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_what_comes_within_a_second_is_one_request_until_the_process_exits(
     tmp_path: Path, second: str, apart: float
@@ -228,7 +228,7 @@ def test_a_run_after_one_that_was_asked_to_end_can_be_asked_again(make_runner: M
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_workers_that_are_left_end_with_the_interpreter(tmp_path: Path, method: str, persistent: bool) -> None:
     """In silence, though they outlast SIGTERM: also those of a pass that a failure has left, and one that hangs."""

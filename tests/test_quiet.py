@@ -117,6 +117,7 @@ def quiet_run(make_runner: MakeRunner, **options: Any) -> Runner:
 
 def counted(make_runner: MakeRunner, **options: Any) -> Calls:
     """The calls of the quiet iterations of such a run."""
+    gc.collect()  # else what earlier runs have left may be cleared away while calls are counted
     calls = Calls()
 
     def step(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:

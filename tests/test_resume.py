@@ -139,7 +139,9 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.long] * name.startswith("by iteration,")) for name in VARIANTS]
+)
 def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
     """How the runs of a test differ."""
     return VARIANTS[request.param]

@@ -579,7 +579,9 @@ INDEXED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", INDEXED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "workers that persist")) for kind in INDEXED]
+)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.slow
 def test_data_skip_loads_no_used_batch_and_keeps_the_order(make_runner: MakeRunner, tmp_path: Path, kind: str) -> None:
