@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventrunner.checks import check_bools, check_folders, check_ints, check_seconds
 from eventrunner.errors import MissingExtraError, RunExistsError
-from eventrunner.hook import Hook
+from eventrunner.hook import Hook, options
 from eventrunner.lanes.lanes import Task
 from eventrunner.registry import HOOKS
 from eventrunner.report.account import account_of
@@ -135,6 +135,7 @@ class LoggerHook(Hook):
         if runner.is_main:
             self._rows = RowLog(path)
 
+    @options(collective=True)
     def before_train(self, runner: Run) -> None:
         """Cut the log back to where the run goes on (to nothing, where it begins afresh), and begin to draw."""
         if self._rows is not None and runner.resume:
@@ -152,11 +153,13 @@ class LoggerHook(Hook):
         self._epoch_start = runner.iter - loop.position.consumed if loop is not None and loop.by_epoch else 0
         self._epoch_began, self._planned = time.perf_counter(), runner.max_iters
 
+    @options(collective=True)
     def after_train_iter(self, runner: Run, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a row where one is due."""
         if (batch_idx + 1) % self.interval == 0:
             self._log_interval(runner, runner.iter + 1)
 
+    @options(collective=True)
     def after_train_epoch(self, runner: Run) -> None:
         """Write the row of a last, incomplete interval where it is wanted, and begin the epoch's line."""
         taken = max(runner.iter - self._epoch_start, 1)

@@ -28,6 +28,7 @@ class SyncBuffersHook(Hook):
 
     priority = "NORMAL"
     mutates = ()
+    collective = True
 
     def __init__(self) -> None:
         self._synced_at = -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -196,6 +197,7 @@ def _reason(error: BaseException) -> str:
 def _enter(run: Run, mode: str) -> None:
     if not run.session.opened:  # two runs may have been made for one folder before either began
         run.ranks.on_main(lambda: check_free(run.work_dir, run.resume))
+    _check_collectives(run)
     run.session.begin(mode)
     try:
         run.begin_hooks()
@@ -204,6 +206,17 @@ def _enter(run: Run, mode: str) -> None:
         raise
     run.ledger.reset()
     run.session.stopping = False
+
+
+def _check_collectives(run: Run) -> None:
+    """Refuse a session in which a rank would wait in a receiver that isn't connected on the others."""
+    if run.ranks.several:
+        own = [
+            f"{row.receiver} ({os.path.basename(row.location)}) at {row.site!r}" + (row.filters and f", {row.filters}")
+            for row in run.bus.describe(run)
+            if row.collective
+        ]
+        run.ranks.check_same("the first collective receiver that differs", own)
 
 
 def _finish_train(run: Run) -> None:

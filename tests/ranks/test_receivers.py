@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +23,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
-from eventrunner import Bus
+from eventrunner import Bus, Runner
 from eventrunner.errors import HookError
+from eventrunner.hooks import SyncBuffersHook
 from eventrunner.ranks.world import join
 
+from test_one_run import make  # isort: skip
 from world import on_ranks  # isort: skip
 
 
@@ -228,3 +232,91 @@ def harmless() -> list[Any]:
 def test_a_guarded_receiver_computes_as_ever_while_others_communicate() -> None:
     """A guard is of one thread, and changes no result."""
     assert on_ranks(2, harmless) == [[train_a_little(), 2.0, 2.0], [2.0]]
+
+
+def scoped_in_a_run(folder: Path) -> list[Any]:
+    """Train with a receiver of each kind; what each saw."""
+    runner, seen = make(folder), list[Any]()
+    rank = runner.rank
+
+    @runner.on("after_train_epoch", ranks="main", offload=True)
+    def plot(runner: Any) -> None:
+        seen.append(("main", runner.epoch))
+
+    @runner.on("after_train_epoch", ranks="local_main")
+    def look(runner: Runner) -> None:
+        seen.append(("local_main", runner.epoch))
+
+    @runner.on("after_train_epoch", collective=True)
+    def agree(runner: Runner) -> None:
+        own = torch.tensor([float(rank)])
+        runner.ranks.mean_([own])
+        seen.append(("mean", own.item()))
+
+    runner.train()
+    return sorted(seen)
+
+
+def test_each_receiver_of_a_run_is_called_on_its_ranks(tmp_path: Path) -> None:
+    """A collective one on all, where it may communicate."""
+    first, second = on_ranks(2, scoped_in_a_run, tmp_path / "run")
+    assert second == [("mean", 0.5), ("mean", 0.5)]
+    mains = [("local_main", 0), ("local_main", 1), ("main", 0), ("main", 1)]
+    assert first == [*mains, ("mean", 0.5), ("mean", 0.5)]
+
+
+def reduces_alone(folder: Path, offload: bool) -> str:
+    """Train with a receiver of rank 0 that reduces; why the run has failed."""
+    runner = make(folder)
+
+    @runner.on("after_train_iter", ranks="main", start=2, offload=offload)
+    def mean(runner: Any) -> None:
+        join().mean_([torch.ones(1)])
+
+    runner.train()
+    return "trained"
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_collective_of_one_rank_fails_the_run_on_all(tmp_path: Path, offload: bool) -> None:
+    """The error that names the receiver is in the other rank's, too; nobody waits for a timeout."""
+    first, second = on_ranks(2, reduces_alone, tmp_path / "run", offload)
+    expected = "mean in tests/ranks/test_receivers.py:"
+    assert first.startswith(f"HookError: {expected}")
+    assert "called by ranks='main' alone, calls c10d.allreduce_" in first
+    assert second.startswith("RankFailedError: rank 0")
+    assert expected in second
+
+
+def differing(folder: Path, kind: str) -> str:
+    """Begin a run with a collective receiver on rank 0 alone, or another one there; why it doesn't begin."""
+    runner = make(folder)
+    if kind == "hook" and runner.is_main:
+        runner.register_hook(SyncBuffersHook())
+    if kind == "filter":
+        runner.on("before_train", collective=True, every=1 + runner.rank)(runner.ranks.barrier)
+    runner.train()
+    return "trained"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "hook",
+            r"SyncBuffersHook \(sync_buffers.py:\d+\) at 'after_train_epoch' on rank 0 and LoggerHook "
+            r"\(logger.py:\d+\) at 'after_train_epoch' on rank 1",
+        ),
+        (
+            "filter",
+            r"Ranks.barrier \(world.py:\d+\) at 'before_train' on rank 0 and Ranks.barrier \(world.py:\d+\) "
+            r"at 'before_train', every 2 emissions on rank 1",
+        ),
+    ],
+)
+def test_collective_receivers_that_differ_are_an_error_on_every_rank(tmp_path: Path, kind: str, message: str) -> None:
+    """Before the session begins, and each shows both."""
+    first, second = on_ranks(2, differing, tmp_path / "run", kind)
+    assert first == second
+    whole = f"RankError: the first collective receiver that differs is {message}; give all ranks the same."
+    assert re.fullmatch(whole, first), first
