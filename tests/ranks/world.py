@@ -5,16 +5,19 @@ They are forked from a server that has everything imported, and no thread: this 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
+import coverage
 import torch
 
 LIMIT = 60.0
@@ -51,7 +54,8 @@ def on_ranks(
     pipes, processes = [], []
     for rank in range(world):
         ours, theirs = multiprocessing.Pipe()
-        process = context.Process(target=_be_rank, args=(theirs, rank, world, port, limit, function, args), daemon=True)
+        job = (coverage.Coverage.current() is not None, function, args)
+        process = context.Process(target=_be_rank, args=(theirs, rank, world, port, limit, *job), daemon=True)
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -88,8 +92,28 @@ def _results(pipes: Sequence[Connection], limit: float) -> list[Any]:
     return [found[pipe] for pipe in pipes]
 
 
+@contextlib.contextmanager
+def _measured(measures: bool) -> Iterator[None]:
+    """Measure the coverage of the block in a file of its own, which is combined with the others in the end."""
+    if not measures:
+        yield
+        return
+    root = Path(__file__).parents[2]
+    cover = coverage.Coverage(str(root / ".coverage"), data_suffix=True, config_file=str(root / "pyproject.toml"))
+    with cover.collect():
+        yield
+    cover.save()
+
+
 def _be_rank(
-    pipe: Connection, rank: int, world: int, port: int, limit: float, function: Callable[..., Any], args: Any
+    pipe: Connection,
+    rank: int,
+    world: int,
+    port: int,
+    limit: float,
+    measures: bool,
+    function: Callable[..., Any],
+    args: Any,
 ) -> None:
     faulthandler.dump_traceback_later(limit, exit=True)
     torch.set_num_threads(1)
@@ -97,7 +121,8 @@ def _be_rank(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     try:
-        result = function(*args)
+        with _measured(measures):
+            result = function(*args)
     except BaseException as error:  # noqa: BLE001  # told to the test
         if os.environ.get("SHOW_RANKS"):
             traceback.print_exc()
