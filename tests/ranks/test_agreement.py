@@ -49,7 +49,7 @@ def stopping(folder: Path, seed: int) -> list[tuple[int, int, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_stop_on_one_rank_stops_all_after_the_same_iteration(tmp_path: Path, world: int) -> None:
     """At any time, however far apart they are; the reason is one, and a training goes on after it."""
     found = on_ranks(world, stopping, tmp_path / "run", random.randrange(1000))
@@ -116,7 +116,7 @@ def signalled(folder: Path, rank: int, site: str) -> Any:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("site", ["after_train_iter", "after_val_iter"])
+@pytest.mark.parametrize("site", ["after_train_iter", pytest.param("after_val_iter", marks=pytest.mark.long)])
 def test_a_signal_to_one_rank_ends_all_with_one_save(tmp_path: Path, rank: int, site: str) -> None:
     """At one step, also where it comes within a validation; each rank leaves with 75."""
     first, second = on_ranks(2, signalled, tmp_path / "run", rank, site)

@@ -82,7 +82,7 @@ def ended(tmp_path: Path, world: int, rank: int, where: str, others: str) -> lis
     return said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 @pytest.mark.parametrize(
     ("where", "others"),
     [
@@ -104,7 +104,7 @@ def test_an_exception_of_one_rank_ends_all(tmp_path: Path, rank: int, where: str
         assert f"rank {rank}, {where}, test_failures.py:" in other
 
 
-@pytest.mark.parametrize("others", ["all_reduce", "asleep"])
+@pytest.mark.parametrize("others", ["all_reduce", pytest.param("asleep", marks=pytest.mark.long)])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_rank_that_is_killed_ends_all(tmp_path: Path, rank: int, others: str) -> None:
     """Nobody says a word; its connections close."""
@@ -126,7 +126,7 @@ def after_training(folder: Path, rank: int) -> Any:
     return "trained"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_failure_at_the_very_end_is_one_of_all(tmp_path: Path, rank: int) -> None:
     """As they leave together."""
     found = on_ranks(2, after_training, tmp_path / "run", rank, limit=LIMIT)

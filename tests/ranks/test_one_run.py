@@ -84,7 +84,7 @@ def flat(weights: dict[str, Any]) -> torch.Tensor:
     return torch.cat([torch.tensor(value, dtype=torch.float64).flatten() for value in weights.values()])
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long), 4])
 def test_the_same_batches_give_the_same_weights_at_any_number_of_ranks(tmp_path: Path, world: int) -> None:
     """Ragged ones included, of which a rank may have no sample."""
     found = on_ranks(world, trained, tmp_path / "run")
@@ -222,7 +222,7 @@ def numbers() -> TensorDataset:
     return TensorDataset(inputs, inputs.sum(1, keepdim=True))
 
 
-@pytest.mark.parametrize("stop", [3, 5, 7])
+@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)])
 def test_a_resumed_run_of_two_ranks_is_the_run_uninterrupted(tmp_path: Path, stop: int) -> None:
     """With dropout, whose draws are each rank's own."""
     whole = on_ranks(2, dropping, tmp_path / "whole", None, False)

@@ -55,7 +55,7 @@ def test_two_ranks_share_the_batches_and_one_writes(tmp_path: Path) -> None:
     assert not [name for name in checkpoint["state_dict"] if name.startswith("module.")]
 
 
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.long), 5])
 def test_a_loop_of_two_ranks_goes_on_as_if_uninterrupted(tmp_path: Path, stop: int) -> None:
     """With dropout, whose draws are each rank's own."""
     whole = on_ranks(2, looped, tmp_path / "whole")
