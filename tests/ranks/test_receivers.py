@@ -36,6 +36,11 @@ def normed() -> nn.Module:
     return DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
 
 
+def forwarded() -> tuple[nn.Module, torch.Tensor]:
+    model = normed()
+    return model, model(a_batch()).sum()
+
+
 def sharded() -> nn.Module:
     model = nn.Linear(2, 2)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -69,6 +74,7 @@ COLLECTIVES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], str]] = {
     ),
     "ranks": (lambda: torch.ones(1), lambda one: join().mean_([one]), "c10d.allreduce_"),
     "DDP forward": (normed, lambda model: model(a_batch()), "c10d.broadcast_"),
+    "DDP backward": (forwarded, lambda found: found[1].backward(), "c10d.allreduce_"),
     "FSDP2 forward": (sharded, lambda model: model(a_batch()), "c10d._allgather_base_"),
     "full_tensor": (spread, lambda tensor: tensor.full_tensor(), "_c10d_functional.all_gather_into_tensor"),
     "an operation of a sharded tensor": (spread, lambda tensor: tensor.sum().exp(), "_c10d_functional.all_reduce"),
