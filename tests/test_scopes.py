@@ -164,6 +164,13 @@ def test_an_async_receiver_isnt_collective() -> None:
         Bus(()).site("lunch").connect(wait, collective=True)
 
 
+def test_a_collective_receiver_isnt_held_weakly() -> None:
+    """A rank that has no reference to it left would no longer come."""
+    message = "connecting print to 'lunch' with weak=True: it may be gone on one rank alone."
+    with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
+        Bus(()).site("lunch").connect(print, weak=True, collective=True)
+
+
 def counting(heard: list[str]) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
     """A guard that writes down whom it guards when that is called."""
 

@@ -152,8 +152,8 @@ class Site(blinker.Signal):
                 one of each machine. With several ranks, a receiver that isn't called by all is refused every
                 collective in its own thread, before it is sent: the other ranks would take it for their next one.
             collective: It communicates with the other ranks: all call it, at the same emissions and inline, so that
-                ``ranks``, ``offload``, ``when`` and an ``every`` by time are refused. When a session begins, all ranks
-                must have the same such receivers.
+                ``ranks``, ``offload``, ``when``, ``weak`` and an ``every`` by time are refused. When a session begins,
+                all ranks must have the same such receivers.
             **lane_options: Of an offloaded receiver: ``lane``, the lane's name (by default each receiver has its
                 own); ``barrier``, a site that isn't emitted until the lane is done; ``max_pending`` (1,000) jobs, and
                 what a further one does, ``on_full``: ``"wait"``, ``"coalesce"`` (take the newest one's place),
@@ -171,10 +171,9 @@ class Site(blinker.Signal):
         filters: dict[str, Any] = {"every": every, "start": start, "once": once, "when": when}
         ways: dict[str, Any] = {"offload": offload, "mutates": mutates, "ranks": ranks, "collective": collective}
         connection = self.check(receiver, priority=priority, label=label, **filters, **ways, **lane_options)
-        if weak and connection.task is not None:
-            raise OptionError(
-                f"connecting {connection.name} to {self.name!r} with weak=True: a lane holds what it runs."
-            )
+        if weak and (connection.task is not None or collective):
+            reason = "it may be gone on one rank alone" if collective else "a lane holds what it runs"
+            raise OptionError(f"connecting {connection.name} to {self.name!r} with weak=True: {reason}.")
         self.admit(connection, receiver, sender, weak)
         return receiver
 
