@@ -94,6 +94,7 @@ def test_train_bytes_learns_and_saves_the_averaged_weights(tmp_path: Path) -> No
     assert len(list((tmp_path / "work").glob("best_loss_iter_*"))) == 1
 
 
+@pytest.mark.long
 def test_train_bytes_says_what_the_overlap_hides(tmp_path: Path) -> None:
     """The same saves with it and without; without it all of the writing is in the training's way."""
     sizes = ("--iters", "8", "--bytes", "100000", "--batch", "4")

@@ -656,7 +656,7 @@ def _numpy_is_left_alone() -> Iterator[None]:
     numpy.random.set_state(state)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_workers_that_persist_keep_the_order_of_the_data(tmp_path: Path, epoch: int) -> None:
     """Their loader draws a seed at its first pass alone: a new one, which joins at a later pass, must not shift it."""

@@ -580,7 +580,11 @@ INDEXED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "workers that persist")) for kind in INDEXED]
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.long] * (kind in ("workers that persist", "own generator")))
+        for kind in INDEXED
+    ],
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.slow

@@ -142,8 +142,11 @@ def _generators_are_left_alone() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["by epoch", "by iteration"])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("loader", [plain, stateful])
+@pytest.mark.parametrize(
+    ("loader", "workers"),
+    [(plain, 0), (plain, 2), (stateful, 0), pytest.param(stateful, 2, marks=pytest.mark.long)],
+    ids=["plain-0", "plain-2", "stateful-0", "stateful-2"],
+)
 @pytest.mark.slow
 def test_from_every_iteration_and_from_there_again_nothing_differs(
     tmp_path: Path, loader: Callable[[int], Any], workers: int, by_epoch: bool

@@ -194,10 +194,8 @@ def members(group: int) -> list[str]:
 
 
 _SMALL = (
-    Kind("fork", "none", "training", signal.SIGHUP),
     Kind("fork", "two", "training", signal.SIGTERM),
     Kind("spawn", "persistent", "save", signal.SIGUSR1),
-    Kind("fork", "process", "first batch", signal.SIGUSR1),
     Kind("fork", "two", "validation", signal.SIGINT),
 )
 

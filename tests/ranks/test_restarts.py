@@ -63,6 +63,7 @@ def test_a_rank_that_is_killed_costs_nothing(tmp_path: Path, killed: str) -> Non
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_an_example_is_one_run_under_a_launcher_too(tmp_path: Path) -> None:
     """Unchanged: one folder, one log, each line once, and it learns."""
     script = Path(__file__).parents[2] / "examples" / "train_digits.py"
