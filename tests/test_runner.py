@@ -1055,6 +1055,7 @@ def test_a_runner_that_is_gone_leaves_nothing_on_the_bus(bus: Bus) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # to be run alone: it counts the objects of the whole process
 def test_runs_that_are_gone_leave_as_many_objects_as_there_were(bus: Bus) -> None:
     """However many there have been: nothing is kept of each of them, on the bus or elsewhere."""
 
