@@ -113,8 +113,8 @@ class CheckpointHook(Hook):
         save_begin: The first epoch or iteration that may be saved; the interval counts from it.
         mode: How the state is copied. ``'lazy'``: weights and moments while the next forward and backward run, all else
             at once (gradients that accumulate, weights that no optimizer holds, and everything where ``train_step``
-            calls its optimizers itself). ``'eager'``: all of it at once. ``'auto'``: both are tried, and the one that
-            cost the training less is kept. ``'sync'``: nothing goes on until the save is committed.
+            calls its optimizers itself). ``'eager'``: all of it at once. ``'auto'``: lazy from 4 MB of these on,
+            else eager. ``'sync'``: nothing goes on until the save is committed.
         offload: False is the same as ``mode='sync'``.
         format: ``'safetensors'``, or ``'pth'`` for one ``torch.save`` file, in the same kind of folder.
         verify: Check that no tensor changed while it was being copied, by hashing each twice; for tests of one's own
@@ -212,8 +212,9 @@ class CheckpointHook(Hook):
     def before_run(self, runner: Run) -> None:
         """Say where checkpoints go, and clear away what a run that was killed left unfinished, before one is sought."""
         if self.out_dir is not None and runner.session.checkpoint_folder is None:
-            _check_elsewhere(self, runner, Path(self.out_dir) / runner.work_dir.name)
-            runner.session.checkpoint_folder = Path(self.out_dir) / runner.work_dir.name
+            folder = Path(self.out_dir) / runner.work_dir.name
+            _check_elsewhere(self, runner, folder)
+            runner.session.checkpoint_folder = folder
         if runner.mode == "train" and runner.is_main and self._is_first(runner):
             runner.session.closing.enter_context(FolderLock(runner.checkpoint_dir))
             Store(runner.checkpoint_dir).clean()
