@@ -31,15 +31,15 @@ from eventrunner.errors import ArgumentError, OptionError, ResumeError, RunExist
 from eventrunner.files.lock import FolderLock
 from eventrunner.lanes.lanes import Lanes
 from eventrunner.lanes.signals import StopRequest, preemptible
-from eventrunner.ranks.deal import Deal, deal
+from eventrunner.ranks.deal import Shares
 from eventrunner.ranks.parallel import unwrapped
 from eventrunner.ranks.world import ALONE, join
-from eventrunner.session.resume import chosen
+from eventrunner.session.resume import found_for, rng_for
 from eventrunner.session.retention import Retention
 from eventrunner.session.rundir import absolute
 from eventrunner.training.position import DataPosition
-from eventrunner.training.state import Stateful, check_initialized, rng_state, seeded_rng, set_rng_state
-from eventrunner.training.weights import load_model, same_names
+from eventrunner.training.state import Stateful, check_initialized, rng_state, set_rng_state
+from eventrunner.training.weights import gradients_of, load_model, parameter_names, same_names, set_gradients
 from eventrunner.training.workers import shielded_workers
 
 __all__ = ["Checkpointer"]
@@ -109,7 +109,7 @@ class Checkpointer:
         self._saver = self._source.saver = Saver(Store(self.folder), self._source, mode=mode, format=format)
         self._lanes = Lanes(deadline=deadline)
         self._ranks = ALONE
-        self._dealt: tuple[Any, Any] | None = None  # the last loader, and that of this rank's shares
+        self._shares = Shares("loader", ALONE)
         self._stack = contextlib.ExitStack()
 
     @property
@@ -140,6 +140,7 @@ class Checkpointer:
             raise OptionError("a Checkpointer's with block was entered a second time; make a new one.")
         self._entered = True
         self._ranks = join()
+        self._shares = Shares("loader", self._ranks)
         with contextlib.ExitStack() as stack:
             self._ranks.on_main(functools.partial(self._take_folder, stack))
             self._load()
@@ -187,7 +188,7 @@ class Checkpointer:
             set_rng_state(self._rng)  # what has been drawn since the block was entered doesn't count
             self._rng = None
         self._check_open("batches()")
-        loader = self._share_of(loader)
+        loader = self._shares.of(loader, 0, self._position.passes)
         caveat = self._position.caveat(loader) if self._resumed else None
         self._resumed = False
         if caveat is not None:
@@ -205,17 +206,8 @@ class Checkpointer:
     @property
     def weight(self) -> float:
         """What the loss of the batch under way is to be multiplied by: 1.0, unless ranks have unequal shares of it."""
-        sampler = getattr(self._dealt[1], "batch_sampler", None) if self._dealt is not None else None
-        return float(sampler.weights[self._position.consumed]) if isinstance(sampler, Deal) else 1.0
-
-    def _share_of(self, loader: Any) -> Any:
-        """Return the loader of this rank's shares, the same for the same *loader*."""
-        if self._dealt is None or self._dealt[0] is not loader:
-            self._dealt = loader, deal("loader", loader, self._ranks, 0)
-        sampler = getattr(self._dealt[1], "batch_sampler", None)
-        if isinstance(sampler, Deal):
-            sampler.set_epoch(self._position.passes)
-        return self._dealt[1]
+        dealt = self._shares.deal
+        return 1.0 if dealt is None else dealt.weights[self._position.consumed]
 
     def save(self, step: int | None = None, *, every: int = 1, **meta: Any) -> Save | None:
         """Save the state as it is now; to be called after the optimizer's step.
@@ -303,10 +295,8 @@ class Checkpointer:
 
     def _found(self) -> Found:
         """Return the checkpoint to resume from, read."""
-        if self.resume is not True:
-            path = Path(self.resume) if self.resume else None
-            return Found(path, (), None if path is None else load_checkpoint(path))
-        found = chosen(self._ranks, lambda: find_newest(self.folder, read=load_checkpoint))
+        find = functools.partial(find_newest, self.folder, read=load_checkpoint)
+        found = found_for(self._ranks, self.resume, find)
         for path, reason in found.rejected:
             warnings.warn(f"checkpoint {path} is not used: {reason}", RuntimeWarning, stacklevel=4)
         return found
@@ -318,20 +308,10 @@ class Checkpointer:
             return
         self._source.load(path, saved)
         self._resumed = True
-        self._rng = self._rng_of(saved)
+        self._rng, remark = rng_for(self._ranks, saved, self.step * self._ranks.world)
+        if remark and self._ranks.is_main:
+            warnings.warn(remark, RuntimeWarning, stacklevel=3)
         set_rng_state(self._rng)
-
-    def _rng_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the generators' states of this rank; new ones where another number of ranks has saved."""
-        states: list[dict[str, Any]] = saved.get("rng_of_ranks", [saved["rng"]])
-        if len(states) == self._ranks.world:
-            return states[self._ranks.rank]
-        if self._ranks.is_main:
-            text = (
-                f"the checkpoint has the generators of {len(states)} ranks, not {self._ranks.world}: they begin afresh"
-            )
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-        return seeded_rng(self.step * self._ranks.world + self._ranks.rank)
 
 
 class _Source:
@@ -391,15 +371,14 @@ class _Source:
         if self.rng_of_ranks is not None:
             state["rng_of_ranks"] = self.rng_of_ranks
         if self.gradients:
-            named = self.model.named_parameters()
-            state["gradients"] = {name: each.grad for name, each in named if each.grad is not None}
+            state["gradients"] = gradients_of(self.model)
         return state
 
     def stepped(self) -> Iterable[Tensor]:
         return stepped_tensors(self.model, self._optimizers())
 
     def parameters(self) -> Collection[str]:
-        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return parameter_names(self.model)
 
     def load(self, path: Path, saved: Mapping[str, Any]) -> None:
         """Put back what was saved, but for the generators' states.
@@ -423,9 +402,7 @@ class _Source:
             self.optimizer.load_state_dict(saved["optimizer"])
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        for name, parameter in self.model.named_parameters():
-            gradient = saved.get("gradients", {}).get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        set_gradients(self.model, saved.get("gradients", {}))
         self.position.load_state_dict(saved["data"])
         meta = saved["meta"]
         flat = all(isinstance(each, str) for each in meta["retired"])  # as the first ones had it

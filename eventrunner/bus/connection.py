@@ -260,12 +260,12 @@ class Table:
         return _in_order(c for bucket in self._by_sender.copy().values() for c in bucket.copy().values())
 
 
-_rank = operator.attrgetter("options.priority", "order")
+_place = operator.attrgetter("options.priority", "order")
 
 
 def _in_order(connections: Iterable[Connection]) -> list[Connection]:
     """Sort by priority, then by the order of connection."""
-    return sorted(connections, key=_rank)
+    return sorted(connections, key=_place)
 
 
 def annotate(error: BaseException, connection: Connection, sender: Any) -> None:

@@ -38,13 +38,14 @@ class RunHooks:
     def __init__(self, runner: Run) -> None:
         self._runner, self._number = runner, next(_numbers)
         self._handles: list[HookHandle] = []
-        self._ranks: dict[int, int] = {}  # by the hook's identity, its priority as a number
+        self._priorities: dict[int, int] = {}  # by the hook's identity, its priority as a number
 
     def hooks(self) -> list[Hook]:
         """Return them in order of priority, then of registration."""
         live = [handle.hook for handle in self._handles if not handle.removed]
         return [
-            live[place] for place in sorted(range(len(live)), key=[self._ranks[id(hook)] for hook in live].__getitem__)
+            live[place]
+            for place in sorted(range(len(live)), key=[self._priorities[id(hook)] for hook in live].__getitem__)
         ]
 
     def add(self, hook: Any, priority: int | str | Priority | None = None) -> HookHandle:
@@ -66,7 +67,7 @@ class RunHooks:
             hook.priority = priority
         self._handles = [known for known in self._handles if known.hook is not hook]
         self._handles.append(handle)
-        self._ranks[id(hook)] = number
+        self._priorities[id(hook)] = number
         return handle
 
     def begin(self) -> None:

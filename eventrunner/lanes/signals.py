@@ -26,7 +26,17 @@ from typing import Any
 
 from eventrunner.errors import Preempted
 
-__all__ = ["EXIT_CODE", "SIGNALS", "StopRequest", "blocked", "handled_signals", "outlast", "preemptible", "unblock"]
+__all__ = [
+    "EXIT_CODE",
+    "SIGNALS",
+    "StopRequest",
+    "blocked",
+    "handled_signals",
+    "kill_daemons",
+    "outlast",
+    "preemptible",
+    "unblock",
+]
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL
@@ -107,11 +117,16 @@ class StopRequest:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         try:
-            for child in multiprocessing.active_children():
-                if child.daemon:  # as an ordinary exit does
-                    child.kill()
+            kill_daemons()
         finally:
             os._exit(128 + number)
+
+
+def kill_daemons() -> None:
+    """End the daemonic children of a process that is about to end by ``os._exit``, as an ordinary exit does."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 @contextlib.contextmanager

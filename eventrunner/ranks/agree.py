@@ -38,6 +38,7 @@ _FOREVER = datetime.timedelta(days=3650)  # a wait of torch's that ends prints t
 _GRACE = 1.0  # seconds in which a rank that has been told of a failure comes out by itself
 _ECHO = 0.3  # seconds for the cause of a connection that has closed to be told
 _LEAVE = 2.0  # seconds that rank 0, which serves the store, waits for the others to have read their last event
+_CONNECTION = re.compile("gloo|nccl", re.IGNORECASE)
 _LONGEST = 20_000  # characters of a traceback that are sent
 _FOREIGN = (*(str(Path(each).parent) for each in (Path(__file__).parent, torch.__file__, os.__file__)), "<")
 
@@ -143,9 +144,7 @@ class Agreement:
             return error
         self._out.set()
         keep_group()
-        if re.search(
-            "gloo|nccl", str(error), re.IGNORECASE
-        ):  # a connection closes when a rank has gone: which, and why
+        if _CONNECTION.search(str(error)):  # one closes when a rank has gone: which, and why
             self._over.wait(_ECHO)
         if self.failure is None:
             with contextlib.suppress(Exception):  # of the store, which the sentinel then sees too

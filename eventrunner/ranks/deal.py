@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from eventrunner.errors import OptionError
 from eventrunner.ranks.world import Ranks
 
-__all__ = ["Deal", "deal", "per_rank"]
+__all__ = ["Deal", "Shares", "deal", "per_rank"]
 
 _OWN = "__eventrunner_per_rank__"
 _KEPT = (
@@ -110,6 +110,31 @@ def deal(name: str, loader: Any, ranks: Ranks, seed: int, fills: bool = True) ->
     if not loader.num_workers:
         del kept["prefetch_factor"], kept["persistent_workers"], kept["multiprocessing_context"]
     return DataLoader(loader.dataset, batch_sampler=Deal(loader.batch_sampler, ranks, seed, fills), **kept)
+
+
+class Shares:
+    """The loader of a rank's shares, for the training that goes through one loader again and again.
+
+    Args:
+        name: What the loader is, for a message.
+        ranks: Those that share it.
+    """
+
+    def __init__(self, name: str, ranks: Ranks) -> None:
+        self._name, self._ranks = name, ranks
+        self._last: tuple[Any, Any] | None = None  # the loader that was given last, and what it was dealt as
+        self.deal: Deal | None = None
+        """What deals it out; None where the loader gives each rank its own, or there is one rank."""
+
+    def of(self, loader: Any, seed: int, passes: int) -> Any:
+        """Return the loader of the pass that comes behind so many: the same for the same *loader*."""
+        if self._last is None or self._last[0] is not loader:
+            self._last = loader, deal(self._name, loader, self._ranks, seed)
+        sampler = getattr(self._last[1], "batch_sampler", None)
+        self.deal = sampler if isinstance(sampler, Deal) else None
+        if self.deal is not None:
+            self.deal.set_epoch(passes)
+        return self._last[1]
 
 
 def _knows_ranks(loader: Any) -> bool:

@@ -231,7 +231,7 @@ def _encodable(text: str, stream: Any) -> str:
 
 def is_terminal(stream: Any) -> bool:
     """Return whether somebody reads along."""
-    return bool(stream.isatty()) if hasattr(stream, "isatty") else False
+    return hasattr(stream, "isatty") and not getattr(stream, "closed", False) and bool(stream.isatty())
 
 
 def drop_unwritten(stream: Any, error: Exception) -> None:

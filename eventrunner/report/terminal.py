@@ -24,7 +24,7 @@ from rich.text import Text
 from torch.nn.parameter import is_lazy
 
 from eventrunner.checkpoint.verify import is_of_use, listing, newest_finite
-from eventrunner.report.log import drop_unwritten, headed
+from eventrunner.report.log import drop_unwritten, headed, is_terminal
 from eventrunner.session.rundir import abandoned_in
 from eventrunner.units import clock, duration, pace, shown, shown_path, size
 
@@ -51,7 +51,7 @@ class Bar:
         console = Console(file=sys.stderr, force_jupyter=False)  # the stream itself, not what will stand in for it
         wanted = runner.show_progress and runner.is_main
         # rich takes a pipe for a terminal where FORCE_COLOR says so, and a bar in a log is what nobody wants.
-        self._shown = wanted and _is_terminal(sys.stderr) and console.is_terminal and not console.is_dumb_terminal
+        self._shown = wanted and is_terminal(sys.stderr) and console.is_terminal and not console.is_dumb_terminal
         self._console = console
         self._live = Live(
             console=console,
@@ -73,7 +73,7 @@ class Bar:
             self._runner.log.aside = self.aside
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
-                if _is_terminal(stream):
+                if is_terminal(stream):
                     self._streams[name] = _Above(stream, self)
                     setattr(sys, name, self._streams[name])
             with self._drawing():
@@ -184,10 +184,6 @@ class _Above:
         self.stream.write(self._begun)
         self.stream.flush()
         self._begun = ""
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()  # none under pythonw
 
 
 def introduce(runner: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,11 @@ from typing import Any
 from eventrunner.checkpoint import Found, find_newest, listing, load_checkpoint, load_weights
 from eventrunner.errors import LaneError, Preempted
 from eventrunner.lanes.lanes import Lanes
-from eventrunner.lanes.signals import StopRequest, preemptible
+from eventrunner.lanes.signals import StopRequest, kill_daemons, preemptible
 from eventrunner.ranks.agree import Agreement, Failure
 from eventrunner.report.account import write_trace
 from eventrunner.run import Run
-from eventrunner.session.resume import changed_counts, chosen, left_out, restore
+from eventrunner.session.resume import changed_counts, found_for, left_out, restore
 from eventrunner.session.rundir import abandoned_in, check_free, environment, read_run, resumes_in, write_run
 from eventrunner.training.state import set_rng_state
 from eventrunner.training.weights import load_model, load_what_fits, shortened
@@ -92,9 +91,12 @@ def running(run: Run, mode: str) -> Iterator[None]:
 def _leave_word(run: Run, asked: StopRequest) -> None:
     """In a signal's handler: end the run at its next iteration, to which a job that hangs mustn't bar the way."""
     run.session.request(functools.partial(_answer, run, asked))
-    if asked.interrupted:  # and whoever waits for too long interrupts again
-        return
-    if run.session.lanes is not None:
+    _hurry(run, asked)
+
+
+def _hurry(run: Run, asked: StopRequest) -> None:
+    """Let nothing be waited for longer than a scheduler gives; Ctrl-C comes again where a wait takes too long."""
+    if not asked.interrupted and run.session.lanes is not None:
         run.session.lanes.deadline.shorten(run.offloading.grace)
 
 
@@ -116,8 +118,7 @@ def _agreeing(run: Run, mode: str, asked: StopRequest) -> Iterator[None]:
             run.session.stopped(reason, where)
         elif not asked.answered:
             asked.take(number)
-            if not asked.interrupted and run.session.lanes is not None:
-                run.session.lanes.deadline.shorten(run.offloading.grace)
+            _hurry(run, asked)
             asked.answer()
 
     end = functools.partial(_end_for, run, mode)
@@ -157,9 +158,7 @@ def _end_for(run: Run, mode: str, failure: Failure) -> None:
         if run.is_main:
             write_run(run.work_dir, _ending(run, mode))
         print(f"{failure.traceback}{type(failure.exception()).__name__}: {failure}", file=sys.stderr, flush=True)
-        for child in multiprocessing.active_children():
-            if child.daemon:  # as an ordinary exit does
-                child.kill()
+        kill_daemons()
 
 
 @contextlib.contextmanager
@@ -374,14 +373,11 @@ def _load_weights(run: Run, weights: Mapping[str, Any]) -> None:
 
 def _found(run: Run) -> Found:
     """Return the checkpoint to resume from, read."""
-    if run.resume is not True:
-        path = Path(run.resume) if run.resume else None
-        return Found(path, (), None if path is None else load_checkpoint(path))
     find = functools.partial(find_newest, run.checkpoint_dir, abandoned_in(run.work_dir), load_checkpoint)
-    found = chosen(run.ranks, find)
+    found = found_for(run.ranks, run.resume, find)
     for path, reason in found.rejected:
         run.logger.warning("checkpoint not used", path=path, reason=str(reason))
-    if found.path is None:
+    if found.path is None and run.resume:
         run.logger.info("resume", reason=f"nothing to resume in {shown_path(run.checkpoint_dir)}: a fresh start")
     return found
 

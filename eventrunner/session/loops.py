@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eventrunner.ranks.deal import Deal, deal
+from eventrunner.ranks.deal import Deal, Shares, deal
 from eventrunner.ranks.parallel import reduces
 from eventrunner.training.dataloader import batch_count, no_batch
 from eventrunner.training.device import batch_mover
@@ -59,8 +59,8 @@ class TrainLoop:
         self._maximum = settings.maximum
         self._step: Step = _unbound
         self._move = batch_mover(runner.device)
-        self._dealt: Any = None  # with several ranks: the loader of this one's shares, and
-        self._deal: Deal | None = None  # what deals them out
+        self._shares = Shares("train_dataloader", runner.ranks)
+        self._deal: Deal | None = None  # of the pass under way
         self._reduces: Any = None  # the model, where torch reduces gradients in each backward
         deal("train_dataloader", dataloader, runner.ranks, 0)  # refuse it now
         self._sites = vars(runner.emitters)  # an attribute is slower to come by than an entry
@@ -303,23 +303,13 @@ class TrainLoop:
 
     def _batches(self, dataloader: Any) -> Iterator[tuple[int, Any]]:
         """Return one pass over the data, or what is left of it; warn first of what in it can't be exact."""
-        dataloader = self._share_of(dataloader)
+        dataloader = self._shares.of(dataloader, self.runner.seed, self.position.passes)
+        self._deal = self._shares.deal
         caveat = self.position.caveat(dataloader)
         if caveat is not None:
             self.runner.logger.warning("resume", reason=caveat)
         self.reloading = None
         return self.position.batches(dataloader)
-
-    def _share_of(self, dataloader: Any) -> Any:
-        """Return the loader of this rank's shares; with one rank, or a loader that gives them itself, that one."""
-        runner = self.runner
-        if self._dealt is None or self._dealt[0] is not dataloader:
-            self._dealt = dataloader, deal("train_dataloader", dataloader, runner.ranks, runner.seed)
-        sampler = getattr(self._dealt[1], "batch_sampler", None)
-        self._deal = sampler if isinstance(sampler, Deal) else None
-        if self._deal is not None:
-            self._deal.set_epoch(self.position.passes)
-        return self._dealt[1]
 
     def _report_reload(self, done: int, total: int) -> None:
         """Say every ten seconds how far loading used batches once more is; a stop that was asked for is heeded."""

@@ -20,15 +20,15 @@ from eventrunner.training.optim import OptimWrapper
 from eventrunner.training.optim_dict import OptimWrapperDict
 from eventrunner.training.schedule import Schedule, begin_schedules
 from eventrunner.training.state import seeded_rng
-from eventrunner.training.weights import INSTEAD, check_weights, same_names, shortened
+from eventrunner.training.weights import INSTEAD, check_weights, same_names, set_gradients, shortened
 
-__all__ = ["changed_counts", "chosen", "left_out", "restore"]
+__all__ = ["changed_counts", "found_for", "left_out", "restore", "rng_for"]
 
 
-def chosen(ranks: Ranks, find: Callable[[], Found]) -> Found:
-    """Return the checkpoint that rank 0 finds, read; the others read the one that it has chosen.
+def found_for(ranks: Ranks, resume: Any, find: Callable[[], Found]) -> Found:
+    """Return the checkpoint that *resume* means, read: that path's, or where it is True what *find* finds and reads.
 
-    All ranks must call it, with a *find* that reads.
+    Rank 0 finds, and the others read the one that it has chosen. All ranks must call it.
     """
     own: list[Found] = []
 
@@ -36,8 +36,20 @@ def chosen(ranks: Ranks, find: Callable[[], Found]) -> Found:
         own.append(find())
         return own[0].path
 
-    path = ranks.on_main(choose)
+    path = ranks.on_main(choose) if resume is True else Path(resume) if resume else None
     return own[0] if own else Found(path, (), None if path is None else load_checkpoint(path))
+
+
+def rng_for(ranks: Ranks, saved: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], str]:
+    """Return the generators' states that a rank goes on with, and what is to be said of that.
+
+    Where another number of ranks has saved, they are new ones, of *seed* and the rank.
+    """
+    states: list[dict[str, Any]] = saved.get("rng_of_ranks", [saved["rng"]])
+    if len(states) == ranks.world:
+        return states[ranks.rank], ""
+    remark = f"the checkpoint is of {len(states)} ranks and this run has {ranks.world}: generators begin afresh."
+    return seeded_rng(seed + ranks.rank), remark
 
 
 def left_out(checkpoint: Mapping[str, Any]) -> set[str]:
@@ -63,24 +75,16 @@ def restore(run: Run, checkpoint: Mapping[str, Any]) -> None:
     _restore_hooks(run, checkpoint["hooks"])
     run.bus.load_state_dict(run, checkpoint["filters"])
     _restore_optimizers(run, checkpoint)
-    for name, parameter in run.unwrapped.named_parameters():
-        gradient = checkpoint["gradients"].get(name)
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    set_gradients(run.unwrapped, checkpoint["gradients"])
     for name, wrapper in run.optim_wrappers:
         wrapper.grad_norm = checkpoint["grad_norms"][name]
     run.train_loop.load_state_dict(checkpoint["loop"])
-    run.session.pending_rng = _rng_of(run, checkpoint)
+    seed = run.seed + checkpoint["meta"]["iter"] * run.world_size
+    run.session.pending_rng, remark = rng_for(run.ranks, checkpoint, seed)
+    if remark:
+        _say(run, remark)
     if own := sorted(absent - weights.keys()):
         _say(run, f"the checkpoint was saved without {shortened(own)}: the model keeps its own.")
-
-
-def _rng_of(run: Run, checkpoint: Mapping[str, Any]) -> Any:
-    """Return the generators' states of this rank; new ones where another number of ranks has saved."""
-    saved = checkpoint.get("rng_of_ranks", [checkpoint["rng"]])
-    if len(saved) == run.world_size:
-        return saved[run.rank]
-    _say(run, f"the checkpoint is of {len(saved)} ranks and this run has {run.world_size}: generators begin afresh.")
-    return seeded_rng(run.seed + checkpoint["meta"]["iter"] * run.world_size + run.rank)
 
 
 def changed_counts(run: Run, checkpoint: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from eventrunner.files.lock import FolderLock
 from eventrunner.run import Run
 from eventrunner.training.schedule import Schedules, all_schedules
 from eventrunner.training.state import Stateful, rng_state
+from eventrunner.training.weights import gradients_of, parameter_names
 from eventrunner.version import __version__
 
 __all__ = ["RunSource", "gather", "kinds_of", "open_saver", "own_rng", "readers", "save_now", "stateful_hooks"]
@@ -63,7 +64,7 @@ class RunSource:
 
     def parameters(self) -> Collection[str]:
         """Return the names of what must be numbers, those of a shared tensor all."""
-        return {name for name, _ in self._run.unwrapped.named_parameters(remove_duplicate=False)}
+        return parameter_names(self._run.unwrapped)
 
     def finished(self, save: Save) -> None:
         """Count a save that is over, and emit ``after_commit_checkpoint`` where it was committed."""
@@ -137,7 +138,7 @@ def gather(run: Run, save_optimizer: bool = True, save_param_scheduler: bool = T
     }
     if loop is not None:
         checkpoint["loop"] = loop.state_dict()
-        checkpoint["gradients"] = _gradients(run)
+        checkpoint["gradients"] = gradients_of(run.unwrapped)
         checkpoint["grad_norms"] = {name: wrapper.grad_norm for name, wrapper in run.optim_wrappers}
         if run.session.rng_of_ranks is not None:
             checkpoint["rng_of_ranks"] = run.session.rng_of_ranks
@@ -177,11 +178,6 @@ def stateful_hooks(run: Run) -> Iterator[tuple[str, Stateful]]:
             name = type(hook).__name__
             seen[name] = seen.get(name, 0) + 1
             yield name if seen[name] == 1 else f"{name}#{seen[name]}", hook
-
-
-def _gradients(run: Run) -> dict[str, torch.Tensor]:
-    """Return the gradients of an accumulation that is under way; empty right after a step, which clears them."""
-    return {name: p.grad for name, p in run.unwrapped.named_parameters() if p.grad is not None}
 
 
 def kinds_of(run: Run) -> dict[str, list[str]]:

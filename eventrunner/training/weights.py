@@ -13,11 +13,38 @@ from torch.nn.parameter import is_lazy
 
 from eventrunner.errors import ResumeError, listed
 
-__all__ = ["INSTEAD", "check_weights", "load_model", "load_what_fits", "same_names", "shortened"]
+__all__ = [
+    "INSTEAD",
+    "check_weights",
+    "gradients_of",
+    "load_model",
+    "load_what_fits",
+    "parameter_names",
+    "same_names",
+    "set_gradients",
+    "shortened",
+]
 
 INSTEAD = "give this run the same, or take the weights alone with load_from=."
 _EXTRA_STATE = "_extra_state"
 _NONE: frozenset[str] = frozenset()
+
+
+def parameter_names(model: nn.Module) -> set[str]:
+    """Return the names of all parameters, those of a shared tensor all."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients that there are: those of an accumulation under way, as a step clears them."""
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def set_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    """Give each parameter the gradient of its name, and none where there is none."""
+    for name, parameter in model.named_parameters():
+        gradient = gradients.get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Any], absent: Set[str] = _NONE) -> None:

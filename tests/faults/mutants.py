@@ -259,7 +259,7 @@ _COPIES = (
         "gradients that accumulate are copied late",
         "session/saves.py",
         "        for hook in run.hooks:\n            yield from hook.own_tensors()",
-        "        yield from _gradients(run).values()\n"
+        "        yield from gradients_of(run.unwrapped).values()\n"
         "        for hook in run.hooks:\n            yield from hook.own_tensors()",
         ("tests/test_overlap.py::test_gradients_that_accumulate_are_copied_at_the_site",),
     ),
@@ -349,8 +349,8 @@ _RUNS = (
     Mutant(
         "a resumed run draws other numbers",
         "session/resume.py",
-        "    run.session.pending_rng = _rng_of(run, checkpoint)\n",
-        "",
+        "    run.session.pending_rng, remark = rng_for(run.ranks, checkpoint, seed)\n",
+        "    _, remark = rng_for(run.ranks, checkpoint, seed)\n",
         _EXACT,
     ),
     Mutant(
